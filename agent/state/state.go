@@ -1,0 +1,153 @@
+// Package state keeps typed records, one file each, atomic and durable.
+//
+// A record is written to a temporary file, fsynced, renamed over the old one,
+// and its folder is fsynced: after a crash at any point the old record or the
+// new one is there, whole. A record that cannot be read is set aside under
+// the name ID.json.broken and reported; it never stops the others.
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"machine/agent/fault"
+)
+
+// A Store holds records of one type in memory and on disk. It is safe for
+// concurrent use. Only one process may have a folder open.
+type Store[T any] struct {
+	dir  string
+	mu   sync.RWMutex
+	recs map[string]T
+}
+
+// Open reads all records of dir, which is made (0700) when absent. The second
+// result has an error for each record that was set aside.
+func Open[T any](dir string) (*Store[T], []error, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("open records: %w", err)
+	}
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open records: %w", err)
+	}
+	s := &Store[T]{dir: dir, recs: map[string]T{}}
+	var broken []error
+	for _, e := range list {
+		name := filepath.Join(dir, e.Name())
+		if strings.HasPrefix(e.Name(), ".tmp-") { // a write that a crash cut short
+			os.Remove(name)
+			continue
+		}
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || e.IsDir() {
+			continue
+		}
+		var v T
+		b, err := os.ReadFile(name)
+		if err == nil {
+			err = json.Unmarshal(b, &v)
+		}
+		if err != nil {
+			broken = append(broken, fmt.Errorf("record %s set aside as %s.broken: %w", name, name, err))
+			os.Rename(name, name+".broken")
+			continue
+		}
+		s.recs[id] = v
+	}
+	return s, broken, nil
+}
+
+// Put stores v under id; when it returns nil the record is on disk. An id is
+// a plain file name.
+func (s *Store[T]) Put(id string, v T) error {
+	if id == "" || strings.ContainsAny(id, "/\x00") || id[0] == '.' {
+		return fault.Invalid.Errorf("record id %q is not a plain name", id)
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := WriteFile(filepath.Join(s.dir, id+".json"), b, 0o600); err != nil {
+		return fmt.Errorf("save record %s: %w", id, err)
+	}
+	s.recs[id] = v
+	return nil
+}
+
+// Get returns the record of id.
+func (s *Store[T]) Get(id string) (T, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	v, ok := s.recs[id]
+	return v, ok
+}
+
+// Delete removes the record of id, durably. It is safe to repeat.
+func (s *Store[T]) Delete(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.recs[id]; !ok {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(s.dir, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete record %s: %w", id, err)
+	}
+	delete(s.recs, id)
+	return nil
+}
+
+// All returns a copy of the table.
+func (s *Store[T]) All() map[string]T {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return maps.Clone(s.recs)
+}
+
+// WriteFile writes a file so that after a crash it is the old one or the new
+// one, whole: temporary file, fsync, rename, fsync of the folder.
+func WriteFile(name string, b []byte, perm os.FileMode) (err error) {
+	dir := filepath.Dir(name)
+	f, err := os.CreateTemp(dir, ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+		}
+	}()
+	if err = f.Chmod(perm); err != nil {
+		return err
+	}
+	if _, err = f.Write(b); err != nil {
+		return err
+	}
+	if err = unix.Fdatasync(int(f.Fd())); err != nil {
+		return err
+	}
+	if err = f.Close(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
