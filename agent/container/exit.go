@@ -1,0 +1,326 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"machine/agent/model"
+)
+
+// Docker's back-off between restarts.
+const (
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = time.Minute
+	goodRun      = 10 * time.Second // a run this long starts the back-off over
+)
+
+// monitor books the end of one run: state, networks, events, waiters, and
+// what the restart policy wants.
+func (c *Container) monitor(task model.Task, ended chan struct{}) {
+	select {
+	case <-task.Done():
+	case <-c.m.ctx.Done(): // the agent ends; the container goes on
+		return
+	}
+	x := task.Exit()
+	c.stopHealth()
+	ctx := context.WithoutCancel(c.m.ctx)
+	r := c.rec.Load()
+	ran := x.At.Sub(r.State.StartedAt)
+	restart := c.wantsRestart(r, x)
+	c.cleanRun(ctx, r, task)
+	c.bookExit(x, restart)
+	if x.OOMKilled {
+		c.event(events.ActionOOM)
+	}
+	c.event(events.ActionDie, "exitCode", strconv.Itoa(x.Code), "execDuration", strconv.Itoa(int(max(ran, 0)/time.Second)))
+	c.mu.Lock()
+	c.exitCode = x.Code
+	c.task, c.endpoints = nil, nil
+	c.wake(condNextExit, x.Code, "")
+	if !restart {
+		c.wake(condNotRunning, x.Code, "")
+	}
+	c.mu.Unlock()
+	close(ended)
+	switch {
+	case restart:
+		c.scheduleRestart(ran)
+	case r.HostConfig.AutoRemove:
+		c.m.bg.Go(func() {
+			if err := c.m.Remove(ctx, c.id, RemoveOptions{Volumes: true, Force: true, auto: true}); err != nil {
+				c.m.o.Log.Error("auto-remove", "container", c.id, "error", err)
+			}
+		})
+	}
+}
+
+// cleanRun gives back what the run held.
+func (c *Container) cleanRun(ctx context.Context, r *Record, task model.Task) {
+	log := c.m.o.Log.With("container", c.id)
+	c.mu.Lock()
+	eps := c.endpoints
+	c.mu.Unlock()
+	for _, ep := range eps {
+		if err := c.m.o.Networks.Detach(ctx, c.id, ep.NetworkID); err != nil {
+			log.Error("detach network", "network", ep.NetworkName, "error", err)
+		}
+	}
+	if r.SandboxKey != "" && !r.HostConfig.NetworkMode.IsContainer() {
+		if err := c.m.o.Networks.RemoveSandbox(ctx, r.SandboxKey); err != nil {
+			log.Error("remove network namespace", "error", err)
+		}
+	}
+	if err := task.Delete(ctx); err != nil {
+		log.Error("clean up task", "error", err)
+	}
+}
+
+// bookExit stores how the run ended.
+func (c *Container) bookExit(x model.ExitStatus, restart bool) {
+	err := c.set(func(r *Record) {
+		macs := map[string]bool{}
+		for name, e := range r.Networks {
+			macs[name] = len(e.MacAddress) > 0 && e.IPAMConfig != nil && e.IPAMConfig.IPv4Address.IsValid()
+		}
+		r.Networks, r.Ports, r.SandboxKey = clearEndpoints(r.Networks, macs), nil, ""
+		s := &r.State
+		s.Status, s.Pid, s.ExitCode, s.OOMKilled = container.StateExited, 0, x.Code, x.OOMKilled
+		s.FinishedAt = x.At.UTC()
+		s.Error = x.Err
+		if restart {
+			s.Status = container.StateRestarting
+			r.RestartCount++
+		}
+	})
+	if err != nil {
+		c.m.o.Log.Error("save container", "container", c.id, "error", err)
+	}
+}
+
+// wantsRestart applies the policy to an end.
+func (c *Container) wantsRestart(r *Record, x model.ExitStatus) bool {
+	c.mu.Lock()
+	stopping := c.stopping
+	c.mu.Unlock()
+	if stopping || r.State.ManuallyStopped {
+		return false
+	}
+	p := r.HostConfig.RestartPolicy
+	switch p.Name {
+	case "always", "unless-stopped":
+		return true
+	case "on-failure":
+		return x.Code != 0 && (p.MaximumRetryCount == 0 || r.RestartCount < p.MaximumRetryCount)
+	}
+	return false
+}
+
+// backoff is the delay before restart number n (from 1) in a row.
+func backoff(n int) time.Duration {
+	d := firstBackoff
+	for ; n > 1 && d < maxBackoff; n-- {
+		d *= 2
+	}
+	return min(d, maxBackoff)
+}
+
+// scheduleRestart starts the container again after the back-off.
+func (c *Container) scheduleRestart(ran time.Duration) {
+	ctx, cancel := context.WithCancel(c.m.ctx)
+	c.mu.Lock()
+	if c.stopping { // a stop came between the end and now
+		c.mu.Unlock()
+		cancel()
+		c.settleStopped()
+		return
+	}
+	if ran >= goodRun {
+		c.streak = 0
+	}
+	c.streak++
+	delay := backoff(c.streak)
+	c.stopRetry = cancel
+	c.mu.Unlock()
+	c.m.bg.Go(func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.m.o.Clock.After(delay):
+		}
+		if err := c.lock(ctx); err != nil {
+			return
+		}
+		defer c.unlock()
+		if ctx.Err() != nil || c.rec.Load().State.Status != container.StateRestarting {
+			return
+		}
+		if err := c.start(context.WithoutCancel(ctx)); err != nil {
+			c.m.o.Log.Error("restart", "container", c.id, "error", err)
+			c.retryFailedStart()
+		}
+	})
+}
+
+// retryFailedStart goes on with the policy when even the start failed, as a
+// program may be missing for a while only.
+func (c *Container) retryFailedStart() {
+	r := c.rec.Load()
+	p := r.HostConfig.RestartPolicy
+	if p.Name == "on-failure" && p.MaximumRetryCount > 0 && r.RestartCount >= p.MaximumRetryCount {
+		c.settleStopped()
+		return
+	}
+	if err := c.set(func(r *Record) { r.State.Status = container.StateRestarting; r.RestartCount++ }); err != nil {
+		c.m.o.Log.Error("save container", "container", c.id, "error", err)
+	}
+	c.scheduleRestart(0)
+}
+
+// settleStopped makes a container that waited for its restart a stopped one.
+func (c *Container) settleStopped() {
+	err := c.set(func(r *Record) {
+		if r.State.Status == container.StateRestarting {
+			r.State.Status = container.StateExited
+		}
+	})
+	if err != nil {
+		c.m.o.Log.Error("save container", "container", c.id, "error", err)
+	}
+	c.mu.Lock()
+	c.wake(condNotRunning, c.exitCode, "")
+	c.mu.Unlock()
+}
+
+// Wait conditions; a waiter of one is woken by it alone.
+const (
+	condNotRunning = container.WaitConditionNotRunning
+	condNextExit   = container.WaitConditionNextExit
+	condRemoved    = container.WaitConditionRemoved
+)
+
+type waiter struct {
+	cond container.WaitCondition
+	ch   chan container.WaitResponse
+}
+
+// wake answers all waiters of a condition; c.mu is held. The removal of a
+// container wakes everybody.
+func (c *Container) wake(cond container.WaitCondition, code int, msg string) {
+	resp := container.WaitResponse{StatusCode: int64(code)}
+	if msg != "" {
+		resp.Error = &container.WaitExitError{Message: msg}
+	}
+	keep := c.waiters[:0]
+	for _, w := range c.waiters {
+		if w.cond == cond || cond == condRemoved {
+			w.ch <- resp
+		} else {
+			keep = append(keep, w)
+		}
+	}
+	c.waiters = keep
+}
+
+// Wait registers for a condition and returns a channel that gets the answer
+// once. The registration is made when Wait returns: what happens afterwards
+// is not missed. Forget gives the registration up.
+func (m *Manager) Wait(ref string, cond container.WaitCondition) (<-chan container.WaitResponse, func(), error) {
+	c, err := m.find(ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	ch := make(chan container.WaitResponse, 1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.rec.Load()
+	switch {
+	case c.removed:
+		ch <- container.WaitResponse{StatusCode: int64(c.exitCode)}
+		return ch, func() {}, nil
+	case cond == condNotRunning && !r.State.Running():
+		ch <- container.WaitResponse{StatusCode: int64(r.State.ExitCode)}
+		return ch, func() {}, nil
+	}
+	c.waiters = append(c.waiters, waiter{cond, ch})
+	forget := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for i, w := range c.waiters {
+			if w.ch == ch {
+				c.waiters = append(c.waiters[:i], c.waiters[i+1:]...)
+				return
+			}
+		}
+	}
+	return ch, forget, nil
+}
+
+// statusText is the STATUS column of docker ps.
+func statusText(s *State, now time.Time) string {
+	switch s.Status {
+	case container.StateRunning, container.StatePaused:
+		up := "Up " + human(now.Sub(s.StartedAt))
+		if s.Status == container.StatePaused {
+			return up + " (Paused)"
+		}
+		if h := s.Health; h != nil && h.Status != container.NoHealthcheck && h.Status != "" {
+			if h.Status == container.Starting {
+				return up + " (health: starting)"
+			}
+			return fmt.Sprintf("%s (%s)", up, h.Status)
+		}
+		return up
+	case container.StateRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, human(now.Sub(s.FinishedAt)))
+	case container.StateRemoving:
+		return "Removal In Progress"
+	case container.StateDead:
+		return "Dead"
+	case container.StateCreated:
+		return "Created"
+	}
+	if s.FinishedAt.IsZero() {
+		return "Created"
+	}
+	return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, human(now.Sub(s.FinishedAt)))
+}
+
+// human is a duration as docker ps words it (go-units' HumanDuration).
+func human(d time.Duration) string {
+	s := int(d.Seconds())
+	switch {
+	case s < 1:
+		return "Less than a second"
+	case s == 1:
+		return "1 second"
+	case s < 60:
+		return fmt.Sprintf("%d seconds", s)
+	}
+	m := int(d.Minutes())
+	switch {
+	case m == 1:
+		return "About a minute"
+	case m < 60:
+		return fmt.Sprintf("%d minutes", m)
+	}
+	h := int(d.Hours() + 0.5)
+	switch {
+	case h == 1:
+		return "About an hour"
+	case h < 48:
+		return fmt.Sprintf("%d hours", h)
+	case h < 24*7*2:
+		return fmt.Sprintf("%d days", h/24)
+	case h < 24*30*2:
+		return fmt.Sprintf("%d weeks", h/24/7)
+	case h < 24*365*2:
+		return fmt.Sprintf("%d months", h/24/30)
+	}
+	return fmt.Sprintf("%d years", int(d.Hours())/24/365)
+}

@@ -1,0 +1,445 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"machine/agent/fault"
+)
+
+// Filters are the filters of a list call: values by key.
+type Filters map[string][]string
+
+// ListOptions are those of ps.
+type ListOptions struct {
+	All     bool
+	Size    bool
+	Limit   int
+	Filters Filters
+}
+
+// listKeys are the filters that a container list knows.
+var listKeys = []string{"ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network", "publish", "since", "status", "volume", "isolation"}
+
+// CheckKeys refuses filters that are not known.
+func (f Filters) CheckKeys(known ...string) error {
+	for k := range f {
+		if !slices.Contains(known, k) {
+			return fault.Invalid.Errorf("invalid filter '%s'", k)
+		}
+	}
+	return nil
+}
+
+// MatchLabels tells whether all label filters hold.
+func MatchLabels(want []string, have map[string]string) bool {
+	for _, w := range want {
+		k, v, hasValue := strings.Cut(w, "=")
+		got, ok := have[k]
+		if !ok || hasValue && got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// List answers ps: newest first.
+func (m *Manager) List(ctx context.Context, o ListOptions) ([]*container.Summary, error) {
+	match, err := m.matcher(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	recs := make([]*Record, 0, 16)
+	for _, c := range m.all() {
+		recs = append(recs, c.rec.Load())
+	}
+	slices.SortFunc(recs, func(a, b *Record) int { return b.Created.Compare(a.Created) })
+	now := m.o.Clock.Now()
+	out := []*container.Summary{}
+	for _, r := range recs {
+		if !match(r) {
+			continue
+		}
+		s := m.summary(r, now)
+		if o.Size {
+			s.SizeRw, s.SizeRootFs = m.sizes(ctx, r)
+		}
+		out = append(out, s)
+		if o.Limit > 0 && len(out) == o.Limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+// sizes are what the container wrote, and that with its image.
+func (m *Manager) sizes(ctx context.Context, r *Record) (rw, root int64) {
+	rw, err := m.o.Layers.Size(ctx, r.ID)
+	if err != nil {
+		return 0, 0
+	}
+	root = rw
+	if img, err := m.o.Images.Get(ctx, string(r.ImageID)); err == nil {
+		root += img.Size
+	}
+	return rw, root
+}
+
+// matcher compiles the filters.
+func (m *Manager) matcher(ctx context.Context, o ListOptions) (func(*Record) bool, error) {
+	f := o.Filters
+	if err := f.CheckKeys(listKeys...); err != nil {
+		return nil, err
+	}
+	var tests []func(*Record) bool
+	test := func(t func(*Record) bool) { tests = append(tests, t) }
+	all := o.All || o.Limit > 0 || len(f["status"]) > 0 || len(f["exited"]) > 0
+	if len(f["before"]) > 0 || len(f["since"]) > 0 {
+		all = true
+	}
+	if !all {
+		test(func(r *Record) bool { return r.State.Running() })
+	}
+	if v := f["status"]; len(v) > 0 {
+		for _, s := range v {
+			if err := container.ValidateContainerState(container.ContainerState(s)); err != nil {
+				return nil, fault.Invalid.Errorf("invalid filter 'status=%s'", s)
+			}
+		}
+		test(func(r *Record) bool { return slices.Contains(v, string(r.State.Status)) })
+	}
+	if v := f["label"]; len(v) > 0 {
+		test(func(r *Record) bool { return MatchLabels(v, r.Config.Labels) })
+	}
+	if v := f["id"]; len(v) > 0 {
+		test(func(r *Record) bool {
+			return slices.ContainsFunc(v, func(p string) bool { return strings.HasPrefix(r.ID, p) })
+		})
+	}
+	for _, add := range []func() error{
+		func() error { return m.nameFilters(f, test) },
+		func() error { return m.timeFilters(f, test) },
+		func() error { return m.objectFilters(ctx, f, test) },
+		func() error { return portFilters(f, test) },
+	} {
+		if err := add(); err != nil {
+			return nil, err
+		}
+	}
+	return func(r *Record) bool {
+		for _, t := range tests {
+			if !t(r) {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+// nameFilters: name is an unanchored regular expression, tried with and
+// without the leading slash; exited and health are values.
+func (m *Manager) nameFilters(f Filters, test func(func(*Record) bool)) error {
+	var res []*regexp.Regexp
+	for _, p := range f["name"] {
+		re, err := regexp.Compile(p)
+		if err != nil {
+			return fault.Invalid.Errorf("invalid filter 'name=%s': %w", p, err)
+		}
+		res = append(res, re)
+	}
+	if len(res) > 0 {
+		test(func(r *Record) bool {
+			return slices.ContainsFunc(res, func(re *regexp.Regexp) bool { return re.MatchString(r.Name) || re.MatchString("/"+r.Name) })
+		})
+	}
+	var codes []int
+	for _, s := range f["exited"] {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return fault.Invalid.Errorf("invalid filter 'exited=%s'", s)
+		}
+		codes = append(codes, n)
+	}
+	if len(codes) > 0 {
+		test(func(r *Record) bool {
+			return !r.State.Running() && r.State.HasBeenStarted && slices.Contains(codes, r.State.ExitCode)
+		})
+	}
+	if v := f["health"]; len(v) > 0 {
+		for _, s := range v {
+			if err := container.ValidateHealthStatus(container.HealthStatus(s)); err != nil {
+				return fault.Invalid.Errorf("invalid filter 'health=%s'", s)
+			}
+		}
+		test(func(r *Record) bool { return slices.Contains(v, string(healthOf(r))) })
+	}
+	return nil
+}
+
+func healthOf(r *Record) container.HealthStatus {
+	if r.State.Health == nil {
+		return container.NoHealthcheck
+	}
+	return r.State.Health.Status
+}
+
+func (m *Manager) timeFilters(f Filters, test func(func(*Record) bool)) error {
+	for key, keep := range map[string]func(r, than *Record) bool{
+		"before": func(r, than *Record) bool { return r.Created.Before(than.Created) },
+		"since":  func(r, than *Record) bool { return r.Created.After(than.Created) },
+	} {
+		for _, ref := range f[key] {
+			c, err := m.find(ref)
+			if err != nil {
+				return err
+			}
+			than := c.rec.Load()
+			test(func(r *Record) bool { return keep(r, than) })
+		}
+	}
+	return nil
+}
+
+// objectFilters: ancestor, network, volume.
+func (m *Manager) objectFilters(ctx context.Context, f Filters, test func(func(*Record) bool)) error {
+	if v := f["ancestor"]; len(v) > 0 {
+		var ids []string
+		for _, ref := range v {
+			if img, err := m.o.Images.Get(ctx, ref); err == nil {
+				ids = append(ids, string(img.ID))
+			}
+		}
+		test(func(r *Record) bool { return slices.Contains(ids, string(r.ImageID)) })
+	}
+	if v := f["network"]; len(v) > 0 {
+		test(func(r *Record) bool {
+			for name, e := range r.Networks {
+				if slices.Contains(v, name) || slices.ContainsFunc(v, func(p string) bool { return e.NetworkID != "" && strings.HasPrefix(e.NetworkID, p) }) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	if v := f["volume"]; len(v) > 0 {
+		test(func(r *Record) bool {
+			return slices.ContainsFunc(r.Mounts, func(mt Mount) bool {
+				return mt.Name != "" && slices.Contains(v, mt.Name) || slices.Contains(v, mt.Destination) || slices.Contains(v, mt.Source)
+			})
+		})
+	}
+	return nil
+}
+
+func portFilters(f Filters, test func(func(*Record) bool)) error {
+	parse := func(key string) (map[network.Port]bool, error) {
+		out := map[network.Port]bool{}
+		for _, s := range f[key] {
+			pr, err := network.ParsePortRange(s)
+			if err != nil {
+				return nil, fault.Invalid.Errorf("invalid filter '%s=%s': %w", key, s, err)
+			}
+			for p := range pr.All() {
+				out[p] = true
+			}
+		}
+		return out, nil
+	}
+	pub, err := parse("publish")
+	if err != nil {
+		return err
+	}
+	exp, err := parse("expose")
+	if err != nil {
+		return err
+	}
+	if len(pub) > 0 {
+		test(func(r *Record) bool {
+			for p := range r.HostConfig.PortBindings {
+				if pub[p] {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	if len(exp) > 0 {
+		test(func(r *Record) bool {
+			for p := range r.Config.ExposedPorts {
+				if exp[p] {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	return nil
+}
+
+// summary is one line of ps.
+func (m *Manager) summary(r *Record, now time.Time) *container.Summary {
+	s := &container.Summary{
+		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Config.Image, ImageID: string(r.ImageID),
+		Command: commandText(r), Created: r.Created.Unix(), Ports: portSummary(r), Labels: r.Config.Labels,
+		State: r.State.Status, Status: statusText(&r.State, now), Mounts: mountPoints(r),
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: r.Networks},
+	}
+	if s.Labels == nil {
+		s.Labels = map[string]string{}
+	}
+	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
+	s.HostConfig.Annotations = r.HostConfig.Annotations
+	if h := r.State.Health; h != nil {
+		s.Health = &container.HealthSummary{Status: h.Status, FailingStreak: h.FailingStreak}
+	}
+	return s
+}
+
+func commandText(r *Record) string {
+	parts := []string{r.Path}
+	for _, a := range r.Args {
+		if strings.ContainsAny(a, " \t\n'") {
+			a = "'" + a + "'"
+		}
+		parts = append(parts, a)
+	}
+	return strings.Join(parts, " ")
+}
+
+// portSummary lists published and exposed ports; an all-addresses binding
+// shows once for each family, as Docker has it.
+func portSummary(r *Record) []container.PortSummary {
+	out := []container.PortSummary{}
+	for p, bs := range r.Ports {
+		if len(bs) == 0 {
+			out = append(out, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
+		}
+		for _, b := range bs {
+			n, _ := strconv.ParseUint(b.HostPort, 10, 16)
+			out = append(out, container.PortSummary{IP: b.HostIP, PrivatePort: p.Num(), PublicPort: uint16(n), Type: string(p.Proto())})
+		}
+	}
+	slices.SortFunc(out, func(a, b container.PortSummary) int {
+		if d := int(a.PrivatePort) - int(b.PrivatePort); d != 0 {
+			return d
+		}
+		return a.IP.Compare(b.IP)
+	})
+	return out
+}
+
+// Prune removes stopped containers.
+func (m *Manager) Prune(ctx context.Context, f Filters) (*container.PruneReport, error) {
+	if err := f.CheckKeys("until", "label", "label!"); err != nil {
+		return nil, err
+	}
+	until, err := UntilFilter(f, m.o.Clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	rep := &container.PruneReport{ContainersDeleted: []string{}}
+	for _, c := range m.all() {
+		r := c.rec.Load()
+		if r.State.Running() || !until.IsZero() && !r.Created.Before(until) || !PruneLabels(f, r.Config.Labels) {
+			continue
+		}
+		rw, _ := m.o.Layers.Size(ctx, r.ID)
+		if err := m.Remove(ctx, c.id, RemoveOptions{}); err != nil {
+			m.o.Log.Warn("prune container", "container", c.id, "error", err)
+			continue
+		}
+		rep.ContainersDeleted = append(rep.ContainersDeleted, c.id)
+		rep.SpaceReclaimed += uint64(rw)
+	}
+	return rep, nil
+}
+
+// PruneLabels applies "label" and "label!" filters.
+func PruneLabels(f Filters, have map[string]string) bool {
+	if !MatchLabels(f["label"], have) {
+		return false
+	}
+	for _, not := range f["label!"] {
+		if MatchLabels([]string{not}, have) {
+			return false
+		}
+	}
+	return true
+}
+
+// UntilFilter reads "until": a duration back from now, a Unix time, or
+// RFC 3339.
+func UntilFilter(f Filters, now time.Time) (time.Time, error) {
+	v := f["until"]
+	if len(v) == 0 {
+		return time.Time{}, nil
+	}
+	if len(v) > 1 {
+		return time.Time{}, fault.Invalid.Errorf("more than one until filter specified")
+	}
+	return ParseTime(v[0], now)
+}
+
+// ParseTime reads a time as Docker's API takes it.
+func ParseTime(s string, now time.Time) (time.Time, error) {
+	if s == "" || s == "0" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && strings.ContainsAny(s, "hmsuµn") {
+		return now.Add(-d), nil
+	}
+	if sec, frac, _ := strings.Cut(s, "."); sec != "" {
+		if n, err := strconv.ParseInt(sec, 10, 64); err == nil {
+			frac = (frac + "000000000")[:9]
+			ns, err := strconv.ParseInt(frac, 10, 64)
+			if err == nil {
+				return time.Unix(n, ns), nil
+			}
+		}
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fault.Invalid.Errorf("invalid time %q", s)
+}
+
+// ParseFilters reads the filters parameter: {"key":{"value":true}} or the
+// older {"key":["value"]}.
+func ParseFilters(s string) (Filters, error) {
+	out := Filters{}
+	if s == "" {
+		return out, nil
+	}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(s), &raw); err != nil {
+		return nil, fault.Invalid.Errorf("invalid filter: %w", err)
+	}
+	for k, v := range raw {
+		var set map[string]bool
+		if json.Unmarshal(v, &set) == nil {
+			for x, on := range set {
+				if on {
+					out[k] = append(out[k], x)
+				}
+			}
+			slices.Sort(out[k])
+			continue
+		}
+		var list []string
+		if err := json.Unmarshal(v, &list); err != nil {
+			return nil, fault.Invalid.Errorf("invalid filter %q", k)
+		}
+		out[k] = list
+	}
+	return out, nil
+}

@@ -1,0 +1,330 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+)
+
+// Survivors asks the shim of each container that ran when the agent ended
+// whether it still does, and returns the sandboxes of those that live. It
+// must come before networks restore, and Restore after.
+func (m *Manager) Survivors(ctx context.Context) map[string]string {
+	live := map[string]string{}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, c := range m.all() {
+		r := c.rec.Load()
+		if r.State.Status != container.StateRunning && r.State.Status != container.StatePaused {
+			continue
+		}
+		wg.Go(func() {
+			task, err := m.o.Tasks.Load(ctx, c.id, m.taskDir(c.id))
+			if err != nil {
+				if !fault.Is(err, fault.NotFound) {
+					m.o.Log.Error("container's shim does not answer", "container", c.id, "error", err)
+				}
+				return
+			}
+			c.mu.Lock()
+			c.task = task
+			c.mu.Unlock()
+			select {
+			case <-task.Done():
+			default:
+				mu.Lock()
+				live[c.id] = r.SandboxKey
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return live
+}
+
+// Restore books what happened while the agent was away, cleans up after the
+// dead, and starts what its policy wants started. Endpoints are those that
+// networks restored, by container and network name.
+func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[string]*model.Endpoint) {
+	var restart []*Container
+	for _, c := range m.all() {
+		r := c.rec.Load()
+		c.mu.Lock()
+		task := c.task
+		c.mu.Unlock()
+		switch {
+		case r.State.Status == container.StateRemoving:
+			m.finishRemoval(ctx, c)
+		case task != nil:
+			c.adopt(task, endpoints(c.id))
+		case r.State.Running():
+			c.bury(ctx)
+			fallthrough
+		default:
+			if c.wantsStart() {
+				restart = append(restart, c)
+			} else if r.HostConfig.AutoRemove && r.State.HasBeenStarted {
+				m.finishRemoval(ctx, c)
+			}
+		}
+	}
+	m.sweep()
+	m.startAll(ctx, restart)
+}
+
+// adopt takes a running or ended task over from the agent before.
+func (c *Container) adopt(task model.Task, eps map[string]*model.Endpoint) {
+	ended := make(chan struct{})
+	c.mu.Lock()
+	c.endpoints, c.ended = eps, ended
+	c.mu.Unlock()
+	c.note(func(r *Record) { r.State.Pid = task.Pid() })
+	c.watch(task, ended)
+}
+
+// bury books a container whose shim is gone: the host was rebooted, or the
+// shim was killed.
+func (c *Container) bury(ctx context.Context) {
+	r := c.rec.Load()
+	if r.SandboxKey != "" && !r.HostConfig.NetworkMode.IsContainer() {
+		if err := c.m.o.Networks.RemoveSandbox(ctx, r.SandboxKey); err != nil {
+			c.m.o.Log.Error("remove network namespace", "container", c.id, "error", err)
+		}
+	}
+	err := c.set(func(r *Record) {
+		r.State.Status, r.State.Pid, r.State.ExitCode = container.StateExited, 0, 255
+		r.State.FinishedAt = c.m.o.Clock.Now().UTC()
+		r.Networks, r.Ports, r.SandboxKey = clearEndpoints(r.Networks, nil), nil, ""
+	})
+	if err != nil {
+		c.m.o.Log.Error("save container", "container", c.id, "error", err)
+	}
+}
+
+// wantsStart applies the policy at the agent's start, as dockerd does at the
+// host's boot.
+func (c *Container) wantsStart() bool {
+	r := c.rec.Load()
+	if !r.State.HasBeenStarted {
+		return false
+	}
+	switch r.HostConfig.RestartPolicy.Name {
+	case "always":
+		return true
+	case "unless-stopped":
+		return !r.State.ManuallyStopped
+	case "on-failure":
+		p := r.HostConfig.RestartPolicy
+		return !r.State.ManuallyStopped && r.State.ExitCode != 0 && (p.MaximumRetryCount == 0 || r.RestartCount < p.MaximumRetryCount)
+	}
+	return false
+}
+
+// startAll starts containers, those that others depend on first.
+func (m *Manager) startAll(ctx context.Context, list []*Container) {
+	rank := func(c *Container) int {
+		hc := c.rec.Load().HostConfig
+		if hc.NetworkMode.IsContainer() || hc.PidMode.IsContainer() || hc.IpcMode.IsContainer() || len(hc.Links) > 0 {
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(list, func(a, b *Container) int {
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		return a.rec.Load().Created.Compare(b.rec.Load().Created)
+	})
+	for _, c := range list {
+		m.bg.Go(func() {
+			for rank(c) == 1 && !m.depsUp(c) {
+				select {
+				case <-m.ctx.Done():
+					return
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+			if err := c.lock(m.ctx); err != nil {
+				return
+			}
+			defer c.unlock()
+			if c.rec.Load().State.Status == container.StateRunning {
+				return
+			}
+			if err := c.start(context.WithoutCancel(ctx)); err != nil {
+				m.o.Log.Error("start at boot", "container", c.id, "error", err)
+			}
+		})
+	}
+}
+
+// depsUp tells whether the containers that c joins run, or never will.
+func (m *Manager) depsUp(c *Container) bool {
+	hc := c.rec.Load().HostConfig
+	var refs []string
+	for _, mode := range []string{string(hc.NetworkMode), string(hc.PidMode), string(hc.IpcMode)} {
+		if id, ok := strings.CutPrefix(mode, "container:"); ok {
+			refs = append(refs, id)
+		}
+	}
+	for _, l := range hc.Links {
+		n, _ := splitLink(l)
+		refs = append(refs, n)
+	}
+	for _, ref := range refs {
+		o, err := m.find(ref)
+		if err != nil {
+			continue
+		}
+		if o.rec.Load().State.Status != container.StateRunning && o.wantsStart() && o.rec.Load().State.Error == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// finishRemoval goes on with a removal that a crash cut short.
+func (m *Manager) finishRemoval(ctx context.Context, c *Container) {
+	if err := m.remove(ctx, c, RemoveOptions{Volumes: c.rec.Load().HostConfig.AutoRemove}); err != nil {
+		m.o.Log.Error("finish removal", "container", c.id, "error", err)
+	}
+}
+
+// sweep removes folders that no record owns: what a crash left in the middle
+// of create or remove.
+func (m *Manager) sweep() {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, base := range []string{filepath.Join(m.o.Root, "containers"), filepath.Join(m.o.ExecRoot, "tasks")} {
+		list, err := os.ReadDir(base)
+		if err != nil {
+			continue
+		}
+		for _, e := range list {
+			if len(e.Name()) == 64 && m.byID[e.Name()] == nil {
+				if err := os.RemoveAll(filepath.Join(base, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+					m.o.Log.Error("sweep", "path", filepath.Join(base, e.Name()), "error", err)
+				}
+			}
+		}
+	}
+}
+
+// Known tells whether an id is a container's, for sweeps of others.
+func (m *Manager) Known(id string) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.byID[id] != nil
+}
+
+// Connect attaches a container to a further network; a stopped one when it
+// starts.
+func (m *Manager) Connect(ctx context.Context, ref, networkName string, cfg *network.EndpointSettings) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	if mode := r.HostConfig.NetworkMode; mode.IsHost() || mode.IsContainer() {
+		return fault.Invalid.Errorf("container sharing network namespace with another container or host cannot be connected to any other network")
+	}
+	if networkName == "host" || networkName == "none" {
+		return fault.Forbidden.Errorf("container cannot be connected to %s network", networkName)
+	}
+	if _, dup := r.Networks[networkName]; dup {
+		return fault.Forbidden.Errorf("endpoint with name %s already exists in network %s", r.Name, networkName)
+	}
+	if cfg == nil {
+		cfg = &network.EndpointSettings{}
+	}
+	n := r.clone()
+	n.Networks = map[string]*network.EndpointSettings{networkName: cfg}
+	for k, v := range r.Networks {
+		if k != "none" {
+			n.Networks[k] = v
+		}
+	}
+	if _, err := c.running(); err != nil {
+		return c.set(func(r *Record) { r.Networks = n.Networks })
+	}
+	ep, err := c.attachOne(ctx, n, networkName, r.SandboxKey, nil)
+	if err != nil {
+		return err
+	}
+	return c.bookEndpoints(ctx, n, networkName, ep)
+}
+
+// bookEndpoints stores a changed set of endpoints of a running container; a
+// nil endpoint is one that went.
+func (c *Container) bookEndpoints(ctx context.Context, n *Record, name string, ep *model.Endpoint) error {
+	c.mu.Lock()
+	eps := map[string]*model.Endpoint{}
+	for k, v := range c.endpoints {
+		if k != name {
+			eps[k] = v
+		}
+	}
+	if ep != nil {
+		eps[name] = ep
+	}
+	c.endpoints = eps
+	nets, ports := operational(n, eps)
+	err := c.setLocked(func(r *Record) { r.Networks, r.Ports = nets, ports })
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.m.writeNetFiles(ctx, c.rec.Load(), eps)
+}
+
+// Disconnect takes a container off a network. With force an unknown
+// container is no error for the caller to mind.
+func (m *Manager) Disconnect(ctx context.Context, ref, networkName, networkID string, force bool) error {
+	c, err := m.find(ref)
+	if err != nil {
+		if force {
+			return m.o.Networks.Detach(ctx, ref, networkID)
+		}
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	if mode := r.HostConfig.NetworkMode; mode.IsHost() || mode.IsContainer() {
+		return fault.Invalid.Errorf("container sharing network namespace with another container or host cannot be disconnected from any network")
+	}
+	if _, ok := r.Networks[networkName]; !ok {
+		return fault.Forbidden.Errorf("container %s is not connected to network %s", r.ID, networkName)
+	}
+	n := r.clone()
+	n.Networks = map[string]*network.EndpointSettings{}
+	for k, v := range r.Networks {
+		if k != networkName {
+			n.Networks[k] = v
+		}
+	}
+	if _, err := c.running(); err != nil {
+		return c.set(func(r *Record) { r.Networks = n.Networks })
+	}
+	if err := m.o.Networks.Detach(ctx, c.id, networkID); err != nil {
+		return err
+	}
+	return c.bookEndpoints(ctx, n, networkName, nil)
+}

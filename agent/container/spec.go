@@ -1,0 +1,563 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+)
+
+// rlimitTypes are --ulimit's names.
+var rlimitTypes = map[string]string{
+	"core": "RLIMIT_CORE", "cpu": "RLIMIT_CPU", "data": "RLIMIT_DATA", "fsize": "RLIMIT_FSIZE", "locks": "RLIMIT_LOCKS",
+	"memlock": "RLIMIT_MEMLOCK", "msgqueue": "RLIMIT_MSGQUEUE", "nice": "RLIMIT_NICE", "nofile": "RLIMIT_NOFILE",
+	"nproc": "RLIMIT_NPROC", "rss": "RLIMIT_RSS", "rtprio": "RLIMIT_RTPRIO", "rttime": "RLIMIT_RTTIME",
+	"sigpending": "RLIMIT_SIGPENDING", "stack": "RLIMIT_STACK",
+}
+
+// bundle turns a record into what the runtime needs. The error is the
+// request's fault where start should answer 400.
+func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.Bundle, func(), error) {
+	hc := r.HostConfig
+	rootfs, err := m.o.Layers.Rootfs(r.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	rootfs.Readonly = hc.ReadonlyRootfs
+	sec, err := parseSecurity(hc, m.o.Defaults)
+	if err != nil {
+		return nil, nil, err
+	}
+	caps, err := capabilities(hc)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &specs.Spec{Version: specs.Version, Hostname: r.Config.Hostname, Domainname: r.Config.Domainname, Linux: &specs.Linux{}}
+	if err := m.namespaces(r, s); err != nil {
+		return nil, nil, err
+	}
+	if err := m.resources(r, s); err != nil {
+		return nil, nil, err
+	}
+	done, err := m.specMounts(ctx, r, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	fail := func(err error) (*model.Bundle, func(), error) { done(); return nil, nil, err }
+	s.Process = &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}}
+	if s.Linux.Seccomp, err = seccompProfile(s, hc.Privileged, sec); err != nil {
+		return fail(err)
+	}
+	log, err := logConfig(m.logPath(r), hc.LogConfig, r)
+	if err != nil {
+		return fail(err)
+	}
+	init := m.o.Defaults.Init
+	if hc.Init != nil {
+		init = *hc.Init
+	}
+	b := &model.Bundle{
+		ID: r.ID, Dir: m.taskDir(r.ID), Rootfs: rootfs, Spec: s, NetNS: netns, Log: log,
+		Init: init && !hc.PidMode.IsHost(), StdinOnce: r.Config.OpenStdin && r.Config.StdinOnce,
+		Process: m.process(r, caps, sec),
+	}
+	if hc.OomScoreAdj != 0 {
+		b.Process.OOMScoreAdj = &hc.OomScoreAdj
+	}
+	b.Process.Umask = hc.Umask
+	return b, done, nil
+}
+
+// process is the container's own program.
+func (m *Manager) process(r *Record, caps []string, sec secOpts) model.Process {
+	cfg := r.Config
+	return model.Process{
+		Args: append([]string{r.Path}, r.Args...), Env: environment(r), Cwd: cfg.WorkingDir, User: cfg.User,
+		Groups: r.HostConfig.GroupAdd, TTY: cfg.Tty, OpenStdin: cfg.OpenStdin, ConsoleSize: r.HostConfig.ConsoleSize,
+		Caps: caps, NoNewPrivileges: sec.noNewPrivs, Rlimits: m.rlimits(r.HostConfig),
+		AppArmorProfile: appArmor(r.HostConfig, sec),
+	}
+}
+
+// appArmor names the profile; the runtime applies it where the kernel can.
+func appArmor(hc *container.HostConfig, sec secOpts) string {
+	switch {
+	case sec.apparmor != "":
+		return sec.apparmor
+	case hc.Privileged:
+		return "unconfined"
+	}
+	return "docker-default"
+}
+
+// environment is PATH, HOSTNAME, TERM and the container's own variables;
+// HOME is added where the user is looked up.
+func environment(r *Record) []string {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=" + r.Config.Hostname}
+	if r.Config.Tty {
+		env = append(env, "TERM=xterm")
+	}
+	return overrideEnv(env, r.Config.Env)
+}
+
+// overrideEnv sets variables; one without "=" is removed.
+func overrideEnv(env, over []string) []string {
+	at := map[string]int{}
+	for i, e := range env {
+		k, _, _ := strings.Cut(e, "=")
+		at[k] = i
+	}
+	out := slices.Clone(env)
+	for _, e := range over {
+		k, _, hasValue := strings.Cut(e, "=")
+		i, ok := at[k]
+		switch {
+		case !hasValue && ok:
+			out[i] = ""
+		case !hasValue:
+		case ok:
+			out[i] = e
+		default:
+			at[k] = len(out)
+			out = append(out, e)
+		}
+	}
+	return slices.DeleteFunc(out, func(s string) bool { return s == "" })
+}
+
+func (m *Manager) rlimits(hc *container.HostConfig) (out []specs.POSIXRlimit) {
+	set := map[string]*container.Ulimit{}
+	for _, u := range m.o.Defaults.Ulimits {
+		set[u.Name] = u
+	}
+	for _, u := range hc.Ulimits {
+		set[u.Name] = u
+	}
+	for name, u := range set {
+		out = append(out, specs.POSIXRlimit{Type: rlimitTypes[name], Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return out
+}
+
+// namespaces decides which namespaces are new, shared or the host's.
+func (m *Manager) namespaces(r *Record, s *specs.Spec) error {
+	hc := r.HostConfig
+	add := func(t specs.LinuxNamespaceType, path string) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
+	}
+	add(specs.MountNamespace, "")
+	if !hc.UTSMode.IsHost() {
+		add(specs.UTSNamespace, "")
+	} else {
+		s.Hostname, s.Domainname = "", ""
+	}
+	switch {
+	case hc.PidMode.IsHost():
+	case hc.PidMode.IsContainer():
+		p, err := m.nsOf(strings.TrimPrefix(string(hc.PidMode), "container:"), "pid")
+		if err != nil {
+			return err
+		}
+		add(specs.PIDNamespace, p)
+	default:
+		add(specs.PIDNamespace, "")
+	}
+	switch {
+	case hc.IpcMode.IsHost():
+	case hc.IpcMode.IsContainer():
+		id := strings.TrimPrefix(string(hc.IpcMode), "container:")
+		if c, err := m.find(id); err == nil && c.rec.Load().HostConfig.IpcMode == "private" {
+			return fault.Invalid.Errorf("cannot join IPC namespace of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", id)
+		}
+		p, err := m.nsOf(id, "ipc")
+		if err != nil {
+			return err
+		}
+		add(specs.IPCNamespace, p)
+	default:
+		add(specs.IPCNamespace, "")
+	}
+	if hc.CgroupnsMode == "private" {
+		add(specs.CgroupNamespace, "")
+	}
+	if remap := m.o.Defaults.UsernsRemap; remap != nil && !hc.UsernsMode.IsHost() && !hc.Privileged {
+		add(specs.UserNamespace, "")
+		s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: remap.UID, Size: remap.Size}}
+		s.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: remap.GID, Size: remap.Size}}
+	}
+	s.Linux.Sysctl = hc.Sysctls
+	return checkSysctls(hc)
+}
+
+// nsOf is the path of a running container's namespace.
+func (m *Manager) nsOf(id, kind string) (string, error) {
+	c, err := m.find(id)
+	if err != nil {
+		return "", err
+	}
+	r := c.rec.Load()
+	if r.State.Status != container.StateRunning || r.State.Pid == 0 {
+		return "", fault.Conflict.Errorf("cannot join %s of a non running container: %s", strings.ToUpper(kind), r.ID)
+	}
+	return fmt.Sprintf("/proc/%d/ns/%s", r.State.Pid, kind), nil
+}
+
+// checkSysctls refuses settings that are not the container's own.
+func checkSysctls(hc *container.HostConfig) error {
+	for k := range hc.Sysctls {
+		k = strings.ReplaceAll(k, "/", ".")
+		switch {
+		case strings.HasPrefix(k, "net."):
+			if hc.NetworkMode.IsHost() {
+				return fault.Invalid.Errorf("sysctl '%s' not allowed in host network namespace", k)
+			}
+		case strings.HasPrefix(k, "fs.mqueue."), slices.Contains([]string{"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced"}, k):
+			if hc.IpcMode.IsHost() {
+				return fault.Invalid.Errorf("sysctl '%s' not allowed in host ipc namespace", k)
+			}
+		case k == "kernel.domainname" || k == "kernel.hostname":
+			if hc.UTSMode.IsHost() {
+				return fault.Invalid.Errorf("sysctl '%s' not allowed in host UTS namespace", k)
+			}
+		default:
+			return fault.Invalid.Errorf("invalid sysctl: %q is not in a separate kernel namespace", k)
+		}
+	}
+	return nil
+}
+
+// resources are cgroup limits, devices and protected paths.
+func (m *Manager) resources(r *Record, s *specs.Spec) error {
+	hc := r.HostConfig
+	parent := hc.CgroupParent
+	if parent == "" {
+		parent = m.o.Defaults.CgroupParent
+	}
+	s.Linux.CgroupsPath = filepath.Join("/", parent, r.ID)
+	res := linuxResources(&hc.Resources)
+	if res.Pids == nil && m.o.Defaults.PidsLimit > 0 {
+		res.Pids = &specs.LinuxPids{Limit: ptr(m.o.Defaults.PidsLimit)}
+	}
+	s.Linux.Resources = res
+	if hc.Privileged {
+		s.Linux.Devices = hostDevices()
+		res.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+		return nil
+	}
+	nodes, rules, err := devices(hc)
+	if err != nil {
+		return err
+	}
+	more, err := deviceRules(hc)
+	if err != nil {
+		return err
+	}
+	s.Linux.Devices = append(defaultDevices(), nodes...)
+	res.Devices = slices.Concat(defaultDeviceRules(), rules, more)
+	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = hc.MaskedPaths, hc.ReadonlyPaths
+	return nil
+}
+
+// linuxResources translates limits, but for devices.
+func linuxResources(r *container.Resources) *specs.LinuxResources {
+	out := &specs.LinuxResources{Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}, BlockIO: &specs.LinuxBlockIO{}}
+	if r.Memory > 0 {
+		out.Memory.Limit = &r.Memory
+	}
+	if r.MemorySwap != 0 {
+		out.Memory.Swap = &r.MemorySwap
+	}
+	if r.MemoryReservation > 0 {
+		out.Memory.Reservation = &r.MemoryReservation
+	}
+	if r.MemorySwappiness != nil && *r.MemorySwappiness >= 0 {
+		out.Memory.Swappiness = ptr(uint64(*r.MemorySwappiness))
+	}
+	out.Memory.DisableOOMKiller = r.OomKillDisable
+	if r.CPUShares > 0 {
+		out.CPU.Shares = ptr(uint64(r.CPUShares))
+	}
+	if r.NanoCPUs > 0 {
+		out.CPU.Period, out.CPU.Quota = ptr(uint64(100000)), ptr(r.NanoCPUs/10000)
+	}
+	if r.CPUPeriod > 0 {
+		out.CPU.Period = ptr(uint64(r.CPUPeriod))
+	}
+	if r.CPUQuota != 0 {
+		out.CPU.Quota = &r.CPUQuota
+	}
+	out.CPU.Cpus, out.CPU.Mems = r.CpusetCpus, r.CpusetMems
+	if r.PidsLimit != nil {
+		n := *r.PidsLimit
+		if n <= 0 {
+			n = -1
+		}
+		out.Pids = &specs.LinuxPids{Limit: &n}
+	}
+	blockIO(r, out.BlockIO)
+	return out
+}
+
+func blockIO(r *container.Resources, b *specs.LinuxBlockIO) {
+	if r.BlkioWeight > 0 {
+		b.Weight = &r.BlkioWeight
+	}
+	for _, w := range r.BlkioWeightDevice {
+		if _, rule, ok := device(w.Path); ok {
+			d := specs.LinuxWeightDevice{Weight: ptr(w.Weight)}
+			d.Major, d.Minor = *rule.Major, *rule.Minor
+			b.WeightDevice = append(b.WeightDevice, d)
+		}
+	}
+	b.ThrottleReadBpsDevice = throttle(r.BlkioDeviceReadBps)
+	b.ThrottleWriteBpsDevice = throttle(r.BlkioDeviceWriteBps)
+	b.ThrottleReadIOPSDevice = throttle(r.BlkioDeviceReadIOps)
+	b.ThrottleWriteIOPSDevice = throttle(r.BlkioDeviceWriteIOps)
+}
+
+// specMounts are the standard mounts, the container's files and the user's
+// mounts, parents before children.
+func (m *Manager) specMounts(ctx context.Context, r *Record, s *specs.Spec) (func(), error) {
+	hc := r.HostConfig
+	std := standardMounts(hc)
+	var user []specs.Mount
+	var closers []func()
+	done := func() {
+		for _, f := range closers {
+			f()
+		}
+	}
+	for _, f := range []string{"resolv.conf", "hostname", "hosts"} {
+		user = append(user, specs.Mount{Destination: "/etc/" + f, Source: filepath.Join(m.dir(r.ID), f), Type: "bind", Options: []string{"rbind", "rprivate"}})
+	}
+	for _, mt := range r.Mounts {
+		sm, closer, err := m.specMount(ctx, mt)
+		if err != nil {
+			done()
+			return nil, err
+		}
+		if closer != nil {
+			closers = append(closers, closer)
+		}
+		user = append(user, sm)
+	}
+	covered := map[string]bool{}
+	for _, u := range user {
+		covered[u.Destination] = true
+	}
+	std = slices.DeleteFunc(std, func(x specs.Mount) bool { return covered[x.Destination] })
+	user = dedupe(user)
+	slices.SortStableFunc(user, func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	s.Mounts = append(std, user...)
+	return done, nil
+}
+
+// dedupe keeps the last mount of each destination: a user's /etc/hosts wins.
+func dedupe(in []specs.Mount) (out []specs.Mount) {
+	last := map[string]int{}
+	for i, x := range in {
+		last[x.Destination] = i
+	}
+	for i, x := range in {
+		if last[x.Destination] == i {
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func standardMounts(hc *container.HostConfig) []specs.Mount {
+	ro := "ro"
+	if hc.Privileged {
+		ro = "rw"
+	}
+	std := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", ro}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{ro, "nosuid", "noexec", "nodev"}},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+	}
+	switch {
+	case hc.IpcMode == "none":
+	case hc.IpcMode.IsHost():
+		std = append(std, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate"}})
+	default:
+		std = append(std, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(hc.ShmSize, 10)}})
+	}
+	return std
+}
+
+// specMount is one user mount; the closer ends what had to be opened for it.
+func (m *Manager) specMount(ctx context.Context, mt Mount) (specs.Mount, func(), error) {
+	out := specs.Mount{Destination: mt.Destination, Source: mt.Source, Type: "bind"}
+	switch mt.Type {
+	case mount.TypeTmpfs:
+		out.Type, out.Source = "tmpfs", "tmpfs"
+		out.Options = []string{"noexec", "nosuid", "nodev"}
+		for o := range strings.SplitSeq(mt.TmpfsData, ",") {
+			if o != "" {
+				out.Options = append(out.Options, o)
+			}
+		}
+		return out, nil, nil
+	case mount.TypeImage:
+		return m.imageMount(ctx, mt)
+	}
+	bind := "rbind"
+	if mt.NonRec {
+		bind = "bind"
+	}
+	prop := string(mt.Propagation)
+	if prop == "" {
+		prop = "rprivate"
+	}
+	out.Options = []string{bind, prop}
+	if !mt.RW {
+		ro := "rro"
+		if mt.RONonRec || mt.NonRec {
+			ro = "ro"
+		}
+		out.Options = append(out.Options, ro)
+	}
+	if mt.Type == mount.TypeVolume && mt.Subpath != "" {
+		p, err := subpath(mt.Source, mt.Subpath)
+		if err != nil {
+			return out, nil, fault.Invalid.Errorf("volume %s: subpath %q: %w", mt.Name, mt.Subpath, err)
+		}
+		out.Source = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.Fd())
+		return out, func() { p.Close() }, nil
+	}
+	return out, nil, nil
+}
+
+// subpath opens a path inside a volume without leaving it.
+func subpath(dir, sub string) (*os.File, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return root.Open(sub)
+}
+
+// imageMount mounts another image's file system, read-only.
+func (m *Manager) imageMount(ctx context.Context, mt Mount) (specs.Mount, func(), error) {
+	out := specs.Mount{Destination: mt.Destination, Type: "bind", Options: []string{"rbind", "rprivate", "ro"}}
+	img, err := m.o.Images.Get(ctx, mt.Image)
+	if err != nil {
+		return out, nil, err
+	}
+	root, closeRoot, err := m.o.Layers.OpenImage(ctx, img.TopLayer)
+	if err != nil {
+		return out, nil, err
+	}
+	out.Source = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), root.Fd())
+	return out, func() { root.Close(); closeRoot() }, nil
+}
+
+// logConfig checks and translates --log-driver and --log-opt; r is nil when
+// only checking.
+func logConfig(path string, lc container.LogConfig, r *Record) (model.LogConfig, error) {
+	out := model.LogConfig{Driver: lc.Type, Path: path, MaxFiles: 1}
+	if lc.Type == "local" {
+		out.MaxSize, out.MaxFiles, out.Compress = 20<<20, 5, true
+	}
+	switch lc.Type {
+	case "json-file", "local", "none":
+	default:
+		return out, fault.Invalid.Errorf("logger: no log driver named '%s' is registered; this engine has json-file, local and none", lc.Type)
+	}
+	for k, v := range lc.Config {
+		var err error
+		switch k {
+		case "max-size":
+			out.MaxSize, err = parseSize(v)
+		case "max-file":
+			out.MaxFiles, err = strconv.Atoi(v)
+			if err == nil && out.MaxFiles < 1 {
+				err = fmt.Errorf("at least 1")
+			}
+		case "compress":
+			out.Compress, err = strconv.ParseBool(v)
+		case "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size":
+		default:
+			err = fmt.Errorf("unknown log opt '%s' for %s log driver", k, lc.Type)
+		}
+		if err != nil {
+			return out, fault.Invalid.Errorf("log option %s=%s: %w", k, v, err)
+		}
+	}
+	if out.MaxFiles > 1 && out.MaxSize == 0 && lc.Type == "json-file" {
+		return out, fault.Invalid.Errorf("max-file cannot be used without max-size")
+	}
+	if r != nil && lc.Type == "json-file" {
+		if attrs := logAttrs(lc.Config, r); len(attrs) > 0 {
+			out.Attrs, _ = json.Marshal(attrs)
+		}
+	}
+	return out, nil
+}
+
+// logAttrs are the labels and variables that go with each record.
+func logAttrs(opts map[string]string, r *Record) map[string]string {
+	out := map[string]string{}
+	for k := range strings.SplitSeq(opts["labels"], ",") {
+		if v, ok := r.Config.Labels[k]; ok && k != "" {
+			out[k] = v
+		}
+	}
+	for k := range strings.SplitSeq(opts["env"], ",") {
+		for _, e := range r.Config.Env {
+			if n, v, _ := strings.Cut(e, "="); n == k && k != "" {
+				out[k] = v
+			}
+		}
+	}
+	if t := opts["tag"]; t != "" {
+		t = strings.ReplaceAll(t, "{{.ID}}", r.ID[:12])
+		t = strings.ReplaceAll(t, "{{.FullID}}", r.ID)
+		out["tag"] = strings.ReplaceAll(t, "{{.Name}}", r.Name)
+	}
+	return out
+}
+
+// parseSize reads "10m", "1g", "1024", in bytes; -1 is unlimited.
+func parseSize(s string) (int64, error) {
+	if s == "-1" {
+		return 0, nil
+	}
+	t := strings.TrimSuffix(strings.ToLower(s), "b")
+	mul := int64(1)
+	if i := strings.IndexAny(t, "kmgt"); i >= 0 && i == len(t)-1 {
+		mul = map[byte]int64{'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}[t[i]]
+		t = t[:i]
+	}
+	n, err := strconv.ParseInt(t, 10, 64)
+	if err != nil || n < 0 || n > 1<<50/mul {
+		return 0, fmt.Errorf("invalid size: '%s'", s)
+	}
+	return n * mul, nil
+}
+
+// logPath is where the log is: Docker's place for json-file.
+func (m *Manager) logPath(r *Record) string {
+	if r.HostConfig.LogConfig.Type == "local" {
+		return filepath.Join(m.dir(r.ID), "local-logs", "container.log")
+	}
+	return filepath.Join(m.dir(r.ID), r.ID+"-json.log")
+}

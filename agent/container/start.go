@@ -1,0 +1,409 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+	"machine/agent/undo"
+)
+
+// Start runs a container. One that runs already is Unchanged; a paused one
+// is a Conflict. Errors of the program itself (not found, not executable)
+// carry Docker's texts and kind Invalid.
+func (m *Manager) Start(ctx context.Context, ref string) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	switch r.State.Status {
+	case container.StateRunning:
+		return fault.Unchanged.Errorf("container %s is running already", r.Name)
+	case container.StatePaused:
+		return fault.Conflict.Errorf("cannot start a paused container, try unpause instead")
+	case container.StateRemoving, container.StateDead:
+		return fault.Conflict.Errorf("container is marked for removal and cannot be started")
+	}
+	c.cancelRestart()
+	c.setStopping(false)
+	err = c.start(context.WithoutCancel(ctx))
+	if err != nil && r.HostConfig.AutoRemove {
+		go m.Remove(context.WithoutCancel(ctx), c.id, RemoveOptions{Volumes: true, Force: true})
+	}
+	return err
+}
+
+// start does the work of Start; the op lock is held.
+func (c *Container) start(ctx context.Context) (err error) {
+	m := c.m
+	r := c.rec.Load()
+	var u undo.Stack
+	defer func() {
+		if err != nil {
+			failed := err
+			u.Run(&err)
+			c.bookFailure(failed)
+		}
+	}()
+	if err := m.useVolumes(ctx, r); err != nil {
+		return err
+	}
+	key, err := c.sandbox(ctx, r, &u)
+	if err != nil {
+		return err
+	}
+	r = r.clone()
+	r.SandboxKey = key
+	if err := m.makeFiles(r); err != nil {
+		return err
+	}
+	netns := key
+	if r.HostConfig.NetworkMode.IsHost() {
+		netns = "host"
+	}
+	b, done, err := m.bundle(ctx, r, netns)
+	if err != nil {
+		return err
+	}
+	defer done()
+	task, eps, err := c.assemble(ctx, r, b, &u)
+	if err != nil {
+		return err
+	}
+	clean := context.WithoutCancel(ctx)
+	u.Add(func() error { return task.Delete(clean) })
+	if err := m.writeNetFiles(ctx, r, eps); err != nil {
+		return err
+	}
+	if err := c.run(ctx, r, task, eps, key); err != nil {
+		return err
+	}
+	u.Keep()
+	return nil
+}
+
+// assemble makes the task and attaches the networks at the same time: the
+// one sets up mounts, the other links, and neither needs the other.
+func (c *Container) assemble(ctx context.Context, r *Record, b *model.Bundle, u *undo.Stack) (model.Task, map[string]*model.Endpoint, error) {
+	type made struct {
+		t   model.Task
+		err error
+	}
+	ch := make(chan made, 1)
+	go func() {
+		t, err := c.m.o.Tasks.Create(ctx, b)
+		ch <- made{t, err}
+	}()
+	eps, netErr := c.attachAll(ctx, r, r.SandboxKey, u)
+	t := <-ch
+	if t.err == nil && netErr != nil {
+		t.t.Delete(context.WithoutCancel(ctx))
+	}
+	if netErr != nil {
+		return nil, nil, netErr
+	}
+	if t.err != nil {
+		return nil, nil, startError(t.err)
+	}
+	return t.t, eps, nil
+}
+
+// run books the container as running, then lets its program go.
+func (c *Container) run(ctx context.Context, r *Record, task model.Task, eps map[string]*model.Endpoint, key string) error {
+	ended := make(chan struct{})
+	c.mu.Lock()
+	c.task, c.endpoints, c.ended = task, eps, ended
+	c.connectPending(task)
+	err := c.setLocked(func(n *Record) {
+		n.SandboxKey = key
+		n.Networks, n.Ports = operational(r, eps)
+		h := (*container.Health)(nil)
+		if hasHealth(n.Config.Healthcheck) {
+			h = &container.Health{Status: container.Starting}
+		}
+		n.State = State{Status: container.StateRunning, Pid: task.Pid(), StartedAt: c.m.o.Clock.Now().UTC(), FinishedAt: n.State.FinishedAt, HasBeenStarted: true, Health: h}
+	})
+	c.mu.Unlock()
+	if err == nil {
+		err = startError(task.Start(ctx))
+	}
+	if err != nil {
+		c.mu.Lock()
+		c.task, c.endpoints = nil, nil
+		c.mu.Unlock()
+		close(ended)
+		return err
+	}
+	c.event(events.ActionStart)
+	c.watch(task, ended)
+	return nil
+}
+
+// watch starts the monitor and the health probes of a running task.
+func (c *Container) watch(task model.Task, ended chan struct{}) {
+	c.m.bg.Go(func() { c.monitor(task, ended) })
+	c.startHealth(task)
+}
+
+// startError makes the runtime's error the request's: clients map the text
+// to exit codes 126 and 127.
+func startError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fault.Invalid.Errorf("failed to create task for container: failed to create shim task: OCI runtime create failed: unable to start container process: %w: unknown", err)
+}
+
+// bookFailure notes why the container did not start, with Docker's codes.
+func (c *Container) bookFailure(err error) {
+	code := 128
+	switch s := err.Error(); {
+	case strings.Contains(s, "executable file not found"), strings.Contains(s, "no such file or directory"):
+		code = 127
+	case strings.Contains(s, "permission denied"), strings.Contains(s, "is a directory"):
+		code = 126
+	}
+	e := c.set(func(r *Record) {
+		r.State.Status, r.State.Pid, r.State.ExitCode, r.State.Error = container.StateExited, 0, code, err.Error()
+		if !r.State.HasBeenStarted {
+			r.State.Status = container.StateCreated
+		}
+		r.State.FinishedAt = c.m.o.Clock.Now().UTC()
+		r.SandboxKey, r.Ports = "", nil
+	})
+	if e != nil {
+		c.m.o.Log.Error("save container", "container", c.id, "error", e)
+	}
+	c.mu.Lock()
+	c.exitCode = code
+	c.connectPending(nil)
+	c.wake(condNextExit, code, err.Error())
+	c.mu.Unlock()
+}
+
+// useVolumes mounts the volumes again: after a restart of the host they are
+// there, but not mounted.
+func (m *Manager) useVolumes(ctx context.Context, r *Record) error {
+	for _, mt := range r.Mounts {
+		if mt.Type != mount.TypeVolume {
+			continue
+		}
+		if _, err := m.o.Volumes.Use(ctx, model.VolumeRequest{Name: mt.Name, Driver: mt.Driver, Options: mt.Opts}, r.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sandbox returns the network namespace to run in; empty for the host's.
+func (c *Container) sandbox(ctx context.Context, r *Record, u *undo.Stack) (string, error) {
+	mode := r.HostConfig.NetworkMode
+	switch {
+	case mode.IsHost():
+		return "", nil
+	case mode.IsContainer():
+		id := strings.TrimPrefix(string(mode), "container:")
+		other, err := c.m.find(id)
+		if err != nil {
+			return "", err
+		}
+		o := other.rec.Load()
+		if o.State.Status != container.StateRunning {
+			return "", fault.Conflict.Errorf("cannot join network of a non running container: %s", id)
+		}
+		if o.HostConfig.NetworkMode.IsHost() {
+			return "", nil
+		}
+		return o.SandboxKey, nil
+	}
+	key, err := c.m.o.Networks.NewSandbox(ctx, c.id)
+	if err != nil {
+		return "", err
+	}
+	clean := context.WithoutCancel(ctx)
+	u.Add(func() error { return c.m.o.Networks.RemoveSandbox(clean, key) })
+	return key, nil
+}
+
+// attachAll connects the sandbox to the container's networks, by name, the
+// one of the network mode first: it becomes eth0.
+func (c *Container) attachAll(ctx context.Context, r *Record, key string, u *undo.Stack) (map[string]*model.Endpoint, error) {
+	eps := map[string]*model.Endpoint{}
+	mode := r.HostConfig.NetworkMode
+	if mode.IsContainer() || mode.IsHost() || mode.IsNone() {
+		return eps, nil
+	}
+	names := slices.SortedFunc(maps.Keys(r.Networks), func(a, b string) int {
+		if d := r.Networks[b].GwPriority - r.Networks[a].GwPriority; d != 0 {
+			return d
+		}
+		if (a == string(mode)) != (b == string(mode)) {
+			if a == string(mode) {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
+	published := false
+	for _, name := range names {
+		var ports []model.PortRequest
+		if !published {
+			ports = portRequests(r)
+		}
+		ep, err := c.attachOne(ctx, r, name, key, ports)
+		if err != nil {
+			return nil, err
+		}
+		published = published || len(ep.Ports) > 0
+		eps[name] = ep
+		clean := context.WithoutCancel(ctx)
+		u.Add(func() error { return c.m.o.Networks.Detach(clean, c.id, ep.NetworkID) })
+	}
+	return eps, nil
+}
+
+func (c *Container) attachOne(ctx context.Context, r *Record, name, key string, ports []model.PortRequest) (*model.Endpoint, error) {
+	cfg := r.Networks[name].Copy()
+	if cfg == nil {
+		cfg = &network.EndpointSettings{}
+	}
+	if name == "bridge" {
+		cfg.Links = nil // links of the default bridge are hosts lines
+	} else if len(cfg.Links) == 0 {
+		cfg.Links = r.HostConfig.Links
+	}
+	return c.m.o.Networks.Attach(ctx, model.AttachConfig{
+		ContainerID: c.id, ContainerName: r.Name, Hostname: r.Config.Hostname, NetworkRef: name,
+		SandboxKey: key, Config: cfg, Ports: ports,
+	})
+}
+
+// portRequests are --publish and --publish-all.
+func portRequests(r *Record) []model.PortRequest {
+	var out []model.PortRequest
+	for port, bs := range r.HostConfig.PortBindings {
+		for _, b := range bs {
+			out = append(out, model.PortRequest{Port: port, HostIP: b.HostIP, HostPort: b.HostPort})
+		}
+	}
+	if r.HostConfig.PublishAllPorts {
+		for port := range r.Config.ExposedPorts {
+			if len(r.HostConfig.PortBindings[port]) == 0 {
+				out = append(out, model.PortRequest{Port: port})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b model.PortRequest) int {
+		return strings.Compare(a.Port.String()+a.HostPort+a.HostIP.String(), b.Port.String()+b.HostPort+b.HostIP.String())
+	})
+	return out
+}
+
+// operational merges what is into what was asked for.
+func operational(r *Record, eps map[string]*model.Endpoint) (map[string]*network.EndpointSettings, network.PortMap) {
+	nets := map[string]*network.EndpointSettings{}
+	ports := network.PortMap{}
+	for port := range r.Config.ExposedPorts {
+		ports[port] = nil
+	}
+	for name, cfg := range r.Networks {
+		n := cfg.Copy()
+		if n == nil {
+			n = &network.EndpointSettings{}
+		}
+		if ep := eps[name]; ep != nil {
+			fillEndpoint(n, ep)
+			for _, p := range ep.Ports {
+				ports[p.Port] = append(ports[p.Port], network.PortBinding{HostIP: p.HostIP, HostPort: fmt.Sprint(p.HostPort)})
+			}
+		}
+		nets[name] = n
+	}
+	return nets, ports
+}
+
+func fillEndpoint(n *network.EndpointSettings, ep *model.Endpoint) {
+	n.NetworkID, n.EndpointID = ep.NetworkID, ep.ID
+	n.MacAddress = network.HardwareAddr(ep.MAC)
+	n.Gateway, n.IPv6Gateway = ep.Gateway, ep.Gateway6
+	n.DNSNames = ep.DNSNames
+	if ep.IPv4.IsValid() {
+		n.IPAddress, n.IPPrefixLen = ep.IPv4.Addr(), ep.IPv4.Bits()
+	}
+	if ep.IPv6.IsValid() {
+		n.GlobalIPv6Address, n.GlobalIPv6PrefixLen = ep.IPv6.Addr(), ep.IPv6.Bits()
+	}
+}
+
+// clearEndpoints forgets what was true only while running.
+func clearEndpoints(in map[string]*network.EndpointSettings, macs map[string]bool) map[string]*network.EndpointSettings {
+	out := map[string]*network.EndpointSettings{}
+	for name, e := range in {
+		n := &network.EndpointSettings{IPAMConfig: e.IPAMConfig, Links: e.Links, Aliases: e.Aliases, DriverOpts: e.DriverOpts, GwPriority: e.GwPriority, NetworkID: e.NetworkID, DNSNames: e.DNSNames}
+		if macs[name] {
+			n.MacAddress = e.MacAddress
+		}
+		out[name] = n
+	}
+	return out
+}
+
+// cancelRestart ends a back-off.
+func (c *Container) cancelRestart() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopRetry != nil {
+		c.stopRetry()
+		c.stopRetry = nil
+	}
+}
+
+func (c *Container) setStopping(v bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopping = v
+}
+
+var errNotRunning = errors.New("is not running")
+
+// running returns the task of a running container, or a Conflict.
+func (c *Container) running() (model.Task, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.task == nil {
+		return nil, fault.Conflict.Errorf("container %s %w", c.id, errNotRunning)
+	}
+	return c.task, nil
+}
+
+// goneSoon waits, but not for ever, for the monitor of a run that has ended.
+func (c *Container) goneSoon(ctx context.Context) {
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	if ended == nil {
+		return
+	}
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+	}
+}

@@ -1,0 +1,501 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+)
+
+// defaultStopTimeout is how long a container has to end on its stop signal.
+const defaultStopTimeout = 10 * time.Second
+
+// killGrace is how long after SIGKILL an act still waits: a process in
+// uninterruptible sleep must not hold the caller for ever.
+const killGrace = 10 * time.Second
+
+// StopOptions are those of stop and restart. A nil Timeout is the
+// container's own, a negative one is for ever; an empty Signal is the
+// container's own.
+type StopOptions struct {
+	Timeout *int
+	Signal  string
+}
+
+// Stop ends a container: its stop signal, then, after the timeout, SIGKILL.
+// One that does not run is Unchanged.
+func (m *Manager) Stop(ctx context.Context, ref string, o StopOptions) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	c.setStopping(true)
+	defer c.setStopping(false)
+	waiting := c.rec.Load().State.Status == container.StateRestarting
+	c.cancelRestart()
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	if !r.State.Running() {
+		return fault.Unchanged.Errorf("container %s is not running", r.Name)
+	}
+	if waiting && r.State.Status == container.StateRestarting {
+		c.settleStopped()
+		c.event(events.ActionStop)
+		return c.set(func(r *Record) { r.State.ManuallyStopped = true })
+	}
+	return c.stop(ctx, o)
+}
+
+// stop does the work; the op lock is held and the container runs.
+func (c *Container) stop(ctx context.Context, o StopOptions) error {
+	task, err := c.running()
+	if err != nil {
+		c.goneSoon(ctx)
+		return nil // it ended by itself meanwhile
+	}
+	if err := c.set(func(r *Record) { r.State.ManuallyStopped = true }); err != nil {
+		return err
+	}
+	r := c.rec.Load()
+	sig, timeout, err := stopParams(r, o)
+	if err != nil {
+		return err
+	}
+	if r.State.Status == container.StatePaused { // a frozen process takes no signal
+		task.Resume()
+	}
+	if err := c.signal(task, sig); err == nil && c.endsWithin(ctx, task, timeout) {
+		c.goneSoon(ctx)
+		c.event(events.ActionStop)
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fault.Unavailable.Errorf("stop of container %s: %w", r.Name, err)
+	}
+	if err := c.signal(task, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	if !c.endsWithin(ctx, task, killGrace) {
+		return fault.Internal.Errorf("cannot stop container: %s: tried to kill container, but did not receive an exit event", r.ID)
+	}
+	c.goneSoon(ctx)
+	c.event(events.ActionStop)
+	return nil
+}
+
+func stopParams(r *Record, o StopOptions) (syscall.Signal, time.Duration, error) {
+	sig := syscall.SIGTERM
+	for _, s := range []string{r.Config.StopSignal, o.Signal} {
+		if s == "" {
+			continue
+		}
+		n, err := parseSignal(s)
+		if err != nil {
+			return 0, 0, err
+		}
+		sig = n
+	}
+	t := defaultStopTimeout
+	for _, p := range []*int{r.Config.StopTimeout, o.Timeout} {
+		if p != nil {
+			t = time.Duration(*p) * time.Second
+		}
+	}
+	return sig, t, nil
+}
+
+// signal sends a signal and says so.
+func (c *Container) signal(t model.Task, s syscall.Signal) error {
+	if err := t.Kill(s); err != nil {
+		return fmt.Errorf("signal %d to container %s: %w", s, c.id, err)
+	}
+	c.event(events.ActionKill, "signal", strconv.Itoa(int(s)))
+	return nil
+}
+
+// endsWithin waits for the end of a run; a negative time is for ever.
+func (c *Container) endsWithin(ctx context.Context, t model.Task, d time.Duration) bool {
+	var limit <-chan time.Time
+	if d >= 0 {
+		tm := time.NewTimer(d)
+		defer tm.Stop()
+		limit = tm.C
+	}
+	select {
+	case <-t.Done():
+		return true
+	case <-limit:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// Restart stops a running container and starts it.
+func (m *Manager) Restart(ctx context.Context, ref string, o StopOptions) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	c.setStopping(true)
+	c.cancelRestart()
+	if err := c.lock(ctx); err != nil {
+		c.setStopping(false)
+		return err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	if r.State.Status == container.StateRestarting {
+		c.settleStopped()
+	} else if r.State.Running() {
+		if err := c.stop(ctx, o); err != nil {
+			c.setStopping(false)
+			return fmt.Errorf("Cannot restart container %s: %w", r.Name, err)
+		}
+	}
+	c.setStopping(false)
+	if err := c.start(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	c.event(events.ActionRestart)
+	return nil
+}
+
+// Kill sends a signal. One that does not run is a Conflict.
+func (m *Manager) Kill(ctx context.Context, ref, signal string) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	sig := syscall.SIGKILL
+	if signal != "" {
+		if sig, err = parseSignal(signal); err != nil {
+			return err
+		}
+	}
+	r := c.rec.Load()
+	task, err := c.running()
+	if err != nil {
+		if r.State.Status == container.StateRestarting {
+			c.setStopping(true)
+			c.cancelRestart()
+			c.settleStopped()
+			c.setStopping(false)
+			return nil
+		}
+		return fault.Conflict.Errorf("cannot kill container: %s: container %s is not running", ref, r.ID)
+	}
+	own, _, err := stopParams(r, StopOptions{})
+	if err != nil {
+		return err
+	}
+	if sig == syscall.SIGKILL || sig == own { // as stop: the policy leaves it alone
+		if err := c.set(func(r *Record) { r.State.ManuallyStopped = true }); err != nil {
+			return err
+		}
+	}
+	if r.State.Status == container.StatePaused && sig == syscall.SIGKILL {
+		defer task.Resume()
+	}
+	if err := c.signal(task, sig); err != nil {
+		return err
+	}
+	if sig == syscall.SIGKILL && c.endsWithin(ctx, task, killGrace) {
+		c.goneSoon(ctx)
+	}
+	return nil
+}
+
+// Pause freezes a running container.
+func (m *Manager) Pause(ctx context.Context, ref string) error {
+	return m.freeze(ctx, ref, container.StateRunning, container.StatePaused)
+}
+
+// Unpause thaws a paused container.
+func (m *Manager) Unpause(ctx context.Context, ref string) error {
+	return m.freeze(ctx, ref, container.StatePaused, container.StateRunning)
+}
+
+func (m *Manager) freeze(ctx context.Context, ref string, from, to container.ContainerState) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	if r.State.Status != from {
+		switch {
+		case r.State.Status == container.StatePaused:
+			return fault.Conflict.Errorf("Container %s is already paused", r.ID)
+		case from == container.StatePaused:
+			return fault.Conflict.Errorf("Container %s is not paused", r.ID)
+		}
+		return fault.Conflict.Errorf("Container %s is not running", r.ID)
+	}
+	task, err := c.running()
+	if err != nil {
+		return err
+	}
+	act, ev := task.Pause, events.ActionPause
+	if to == container.StateRunning {
+		act, ev = task.Resume, events.ActionUnPause
+	}
+	if err := act(); err != nil {
+		return fmt.Errorf("cannot %s container %s: %w", ev, r.ID, err)
+	}
+	if err := c.set(func(r *Record) { r.State.Status = to }); err != nil {
+		return err
+	}
+	c.event(ev)
+	return nil
+}
+
+// RemoveOptions are those of rm.
+type RemoveOptions struct {
+	Volumes bool // anonymous volumes too
+	Force   bool // kill it first
+	Link    bool // only the link: not supported
+	auto    bool // by --rm: the run has ended already
+}
+
+// Remove deletes a container. A running one without Force is a Conflict.
+func (m *Manager) Remove(ctx context.Context, ref string, o RemoveOptions) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	if o.Link {
+		return fault.Invalid.Errorf("links are removed with their containers")
+	}
+	if o.Force {
+		c.setStopping(true)
+		c.cancelRestart()
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	c.mu.Lock()
+	gone := c.removed
+	c.mu.Unlock()
+	if gone {
+		if o.auto {
+			return nil
+		}
+		return fault.NotFound.Errorf("No such container: %s", ref)
+	}
+	r := c.rec.Load()
+	if r.State.Running() {
+		if !o.Force {
+			c.setStopping(false)
+			state := string(r.State.Status)
+			return fault.Conflict.Errorf("cannot remove container %q: container is %s: stop the container before removing or force remove", r.Name, state)
+		}
+		c.cancelRestart()
+		if err := c.killForRemoval(ctx, r); err != nil {
+			return err
+		}
+	}
+	return m.remove(ctx, c, o)
+}
+
+// killForRemoval ends the run at once.
+func (c *Container) killForRemoval(ctx context.Context, r *Record) error {
+	task, err := c.running()
+	if err != nil {
+		c.goneSoon(ctx)
+		return nil
+	}
+	if r.State.Status == container.StatePaused {
+		defer task.Resume()
+	}
+	if err := c.signal(task, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	if r.State.Status == container.StatePaused {
+		task.Resume()
+	}
+	if !c.endsWithin(ctx, task, killGrace) {
+		return fault.Internal.Errorf("could not kill container %s: its processes do not end", r.ID)
+	}
+	c.goneSoon(ctx)
+	return nil
+}
+
+// remove deletes what a stopped container owns, its record last but one: an
+// agent that dies in between finds a record in state removing and goes on.
+func (m *Manager) remove(ctx context.Context, c *Container, o RemoveOptions) error {
+	ctx = context.WithoutCancel(ctx)
+	r := c.rec.Load()
+	c.note(func(r *Record) { r.State.Status = container.StateRemoving })
+	err := m.o.Layers.Remove(ctx, c.id)
+	if err == nil {
+		err = os.RemoveAll(m.dir(c.id))
+	}
+	if err == nil {
+		err = m.recs.Delete(c.id)
+	}
+	if err != nil {
+		c.set(func(r *Record) { r.State.Status, r.State.Error = container.StateDead, err.Error() })
+		return fmt.Errorf("remove container %s: %w", r.Name, err)
+	}
+	c.mu.Lock()
+	c.removed = true
+	c.mu.Unlock()
+	m.mu.Lock()
+	delete(m.byID, c.id)
+	if m.names[r.Name] == c.id {
+		delete(m.names, r.Name)
+	}
+	for id := range c.execIDs {
+		delete(m.execs, id)
+	}
+	m.mu.Unlock()
+	m.releaseVolumes(ctx, r, o.Volumes)
+	c.event(events.ActionDestroy)
+	c.mu.Lock()
+	c.wake(condRemoved, c.exitCodeOf(r), "")
+	c.mu.Unlock()
+	return nil
+}
+
+func (c *Container) exitCodeOf(r *Record) int {
+	if r.State.HasBeenStarted {
+		return r.State.ExitCode
+	}
+	return c.exitCode
+}
+
+// releaseVolumes drops the claims, and with anon the anonymous volumes.
+func (m *Manager) releaseVolumes(ctx context.Context, r *Record, anon bool) {
+	for _, mt := range r.Mounts {
+		if mt.Type != mount.TypeVolume {
+			continue
+		}
+		err := m.o.Volumes.Release(ctx, mt.Name, r.ID)
+		if anon && mt.Anonymous {
+			if e := m.o.Volumes.Remove(ctx, mt.Name); e != nil && !fault.Is(e, fault.Conflict) && !fault.Is(e, fault.NotFound) {
+				err = errors.Join(err, e)
+			}
+		}
+		if err != nil {
+			m.o.Log.Error("release volume", "volume", mt.Name, "container", r.ID, "error", err)
+		}
+	}
+}
+
+// Rename gives a container another name.
+func (m *Manager) Rename(ctx context.Context, ref, name string) error {
+	c, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	if name == "" || name == "/" {
+		return fault.Invalid.Errorf("neither old nor new names may be empty")
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	old := c.rec.Load().Name
+	if "/"+old == name || old == name {
+		return fault.Invalid.Errorf("renaming a container with the same name as its current name")
+	}
+	claimed, err := m.claimName(name, c.id)
+	if err != nil {
+		return err
+	}
+	if err := c.set(func(r *Record) { r.Name = claimed }); err != nil {
+		m.releaseName(claimed, c.id)
+		return err
+	}
+	m.releaseName(old, c.id)
+	m.o.Networks.Rename(c.id, claimed)
+	c.event(events.ActionRename, "oldName", "/"+old)
+	return nil
+}
+
+// Update changes limits and the restart policy, of a running container too.
+func (m *Manager) Update(ctx context.Context, ref string, res container.Resources, policy container.RestartPolicy) ([]string, error) {
+	c, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer c.unlock()
+	r := c.rec.Load()
+	hc := *r.HostConfig
+	mergeResources(&hc.Resources, &res)
+	if policy.Name != "" {
+		if hc.AutoRemove && policy.Name != "no" {
+			return nil, fault.Invalid.Errorf("restart policy cannot be updated because AutoRemove is enabled for the container")
+		}
+		hc.RestartPolicy = policy
+	}
+	if err := checkPolicy(&hc); err != nil {
+		return nil, err
+	}
+	if err := checkResources(&hc.Resources); err != nil {
+		return nil, err
+	}
+	if task, err := c.running(); err == nil {
+		if err := task.Update(linuxResources(&hc.Resources)); err != nil {
+			return nil, fmt.Errorf("Cannot update container %s: %w", r.ID, err)
+		}
+	}
+	if err := c.set(func(r *Record) { r.HostConfig = &hc }); err != nil {
+		return nil, err
+	}
+	c.event(events.ActionUpdate)
+	return []string{}, nil
+}
+
+// mergeResources takes over what an update sets.
+func mergeResources(to, from *container.Resources) {
+	for _, p := range []struct{ to, from *int64 }{
+		{&to.CPUShares, &from.CPUShares}, {&to.CPUPeriod, &from.CPUPeriod}, {&to.CPUQuota, &from.CPUQuota},
+		{&to.MemoryReservation, &from.MemoryReservation}, {&to.Memory, &from.Memory}, {&to.MemorySwap, &from.MemorySwap},
+	} {
+		if *p.from != 0 {
+			*p.to = *p.from
+		}
+	}
+	if from.NanoCPUs != 0 {
+		to.NanoCPUs, to.CPUPeriod, to.CPUQuota = from.NanoCPUs, 0, 0
+	} else if from.CPUQuota != 0 || from.CPUPeriod != 0 {
+		to.NanoCPUs = 0
+	}
+	if from.Memory != 0 && from.MemorySwap == 0 && to.MemorySwap > 0 && to.MemorySwap < from.Memory {
+		to.MemorySwap = 2 * from.Memory
+	}
+	if from.BlkioWeight != 0 {
+		to.BlkioWeight = from.BlkioWeight
+	}
+	if from.CpusetCpus != "" {
+		to.CpusetCpus = from.CpusetCpus
+	}
+	if from.CpusetMems != "" {
+		to.CpusetMems = from.CpusetMems
+	}
+	if from.PidsLimit != nil {
+		to.PidsLimit = from.PidsLimit
+	}
+}
