@@ -1,0 +1,163 @@
+// Package link holds the netlink work of the engine's networks: network
+// namespaces, veth pairs, bridges, addresses and routes. All functions are
+// safe for concurrent use, act on the kernel directly (no program is run) and
+// can be repeated. Sources: rtnetlink(7), netns(7), netlink's linux/if_link.h.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"machine/agent/fault"
+)
+
+// A NS is an open network namespace. Close it after use: an open descriptor
+// keeps a dead container's namespace, and its devices, alive.
+type NS struct {
+	f *os.File
+	h *netlink.Handle
+}
+
+// NewNS makes a network namespace with its loopback up and binds it to path,
+// whose folder is made. IPv6 is off for devices that come later, until
+// EnableIPv6 is called for one: a network without IPv6 must show none. When
+// path is there already it is replaced.
+func NewNS(path string) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("create network namespace: %w", err)
+	}
+	if err := RemoveNS(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return fmt.Errorf("create network namespace: %w", err)
+	}
+	f.Close()
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		if err := setupLoopback(); err != nil {
+			return fmt.Errorf("create network namespace: loopback: %w", err)
+		}
+		err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		if err != nil {
+			return fmt.Errorf("bind network namespace to %s: %w", path, err)
+		}
+		return nil
+	})
+}
+
+// setupLoopback runs on a thread that is in the new namespace.
+func setupLoopback() error {
+	// Best effort: a kernel without IPv6 has no such files.
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}})
+}
+
+// RemoveNS takes the namespace's name away; the kernel frees the namespace
+// when its last process and descriptor are gone. Safe to repeat.
+func RemoveNS(path string) error {
+	// A name that was bound twice (a crash between mount and record) needs
+	// two unmounts.
+	for range 8 {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err == unix.EINVAL || err == unix.ENOENT {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmount network namespace %s: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove network namespace: %w", err)
+	}
+	return nil
+}
+
+// OpenNS opens the namespace bound to path. fault.NotFound when there is none.
+func OpenNS(path string) (*NS, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fault.NotFound.Errorf("network namespace %s: %w", path, err)
+		}
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || uint32(st.Type) != unix.NSFS_MAGIC {
+		f.Close()
+		return nil, fault.NotFound.Errorf("%s is not a network namespace: the host was restarted or somebody unmounted it", path)
+	}
+	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("netlink in network namespace %s: %w", path, err)
+	}
+	return &NS{f: f, h: h}, nil
+}
+
+// FD returns the descriptor, which Close closes.
+func (n *NS) FD() int { return int(n.f.Fd()) }
+
+// Close lets the namespace go. Safe to repeat.
+func (n *NS) Close() {
+	if n.f != nil {
+		n.h.Close()
+		n.f.Close()
+		n.f = nil
+	}
+}
+
+// Do runs f on a thread that is in the namespace. Sockets that f makes belong
+// to the namespace for good; goroutines that f starts do not run in it.
+func (n *NS) Do(f func() error) error {
+	return onThread(func() error {
+		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", n.f.Name(), err)
+		}
+		return f()
+	})
+}
+
+// onThread runs f on a locked thread and puts the thread back into the
+// agent's network namespace. A thread that cannot be put back is given up:
+// it ends with its goroutine.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		defer home.Close()
+		err = f()
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}

@@ -1,0 +1,341 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	apinetwork "github.com/moby/moby/api/types/network"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+)
+
+// byName takes no lock of the manager.
+func (m *Manager) byName(name string) *Network {
+	for _, n := range m.nets.All() {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// Get finds a network by id, name or unique id prefix, in this order. The
+// record is shared: do not change it. fault.NotFound when there is none,
+// fault.Invalid when a prefix fits several.
+func (m *Manager) Get(ref string) (*Network, error) {
+	if n, ok := m.nets.Get(ref); ok {
+		return n, nil
+	}
+	if ref == "default" {
+		ref = "bridge"
+	}
+	if n := m.byName(ref); n != nil {
+		return n, nil
+	}
+	var found []*Network
+	if ref != "" {
+		for id, n := range m.nets.All() {
+			if strings.HasPrefix(id, ref) {
+				found = append(found, n)
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, fault.NotFound.Errorf("network %s not found", ref)
+	case 1:
+		return found[0], nil
+	}
+	return nil, fault.Invalid.Errorf("network %s is ambiguous (%d matches found on ID prefix)", ref, len(found))
+}
+
+// Resolve is Get for who needs only the nouns.
+func (m *Manager) Resolve(ref string) (id, name, driver string, err error) {
+	n, err := m.Get(ref)
+	if err != nil {
+		return "", "", "", err
+	}
+	return n.ID, n.Name, n.Driver, nil
+}
+
+// List returns all networks, oldest first, without their containers.
+func (m *Manager) List() []apinetwork.Inspect {
+	var out []apinetwork.Inspect
+	for _, n := range m.nets.All() {
+		out = append(out, apinetwork.Inspect{Network: n.Network, Containers: map[string]apinetwork.EndpointResource{}})
+	}
+	slices.SortFunc(out, func(a, b apinetwork.Inspect) int {
+		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return out
+}
+
+// Inspect returns one network with the containers that are attached to it.
+func (m *Manager) Inspect(ref string) (apinetwork.Inspect, error) {
+	n, err := m.Get(ref)
+	if err != nil {
+		return apinetwork.Inspect{}, err
+	}
+	out := apinetwork.Inspect{Network: n.Network, Containers: map[string]apinetwork.EndpointResource{}}
+	for _, ep := range m.endpoints(n.ID) {
+		out.Containers[ep.ContainerID] = apinetwork.EndpointResource{
+			Name: ep.ContainerName, EndpointID: ep.ID, MacAddress: apinetwork.HardwareAddr(ep.MAC),
+			IPv4Address: ep.IPv4, IPv6Address: ep.IPv6,
+		}
+	}
+	return out, nil
+}
+
+// endpoints lists the network's endpoints; the copies are the caller's.
+func (m *Manager) endpoints(netID string) []model.Endpoint {
+	var out []model.Endpoint
+	m.eachEndpoint(func(ep *Endpoint) {
+		if ep.NetworkID == netID {
+			out = append(out, ep.Endpoint)
+		}
+	})
+	return out
+}
+
+// eachEndpoint calls f with every endpoint, its sandbox's lock held.
+func (m *Manager) eachEndpoint(f func(ep *Endpoint)) {
+	m.mu.Lock()
+	list := make([]*sandbox, 0, len(m.sandboxes))
+	for _, sb := range m.sandboxes {
+		list = append(list, sb)
+	}
+	m.mu.Unlock()
+	for _, sb := range list {
+		sb.mu.Lock()
+		for _, ep := range sb.eps {
+			f(ep)
+		}
+		sb.mu.Unlock()
+	}
+}
+
+// Endpoints returns a container's endpoints by network name.
+func (m *Manager) Endpoints(containerID string) map[string]model.Endpoint {
+	out := map[string]model.Endpoint{}
+	if sb := m.sandboxOf(containerID); sb != nil {
+		sb.mu.Lock()
+		defer sb.mu.Unlock()
+		for _, ep := range sb.eps {
+			out[ep.NetworkName] = ep.Endpoint
+		}
+	}
+	return out
+}
+
+func (m *Manager) sandboxOf(containerID string) *sandbox {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sandboxes[m.keys[containerID]]
+}
+
+// HostGateway is the address that "host-gateway" stands for: the default
+// bridge's. Empty without one.
+func (m *Manager) HostGateway() string {
+	if n := m.byName("bridge"); n != nil && len(n.IPAM.Config) > 0 && n.IPAM.Config[0].Gateway.IsValid() {
+		return n.IPAM.Config[0].Gateway.String()
+	}
+	return ""
+}
+
+// Remove deletes a network. One with endpoints and the predefined ones are
+// fault.Forbidden, with Docker's words.
+func (m *Manager) Remove(ctx context.Context, ref string) error {
+	n, err := m.Get(ref)
+	if err != nil {
+		return err
+	}
+	if n.Predefined {
+		return fault.Forbidden.Errorf("%s is a pre-defined network and cannot be removed", n.Name)
+	}
+	if n.ConfigOnly {
+		for _, o := range m.nets.All() {
+			if o.ConfigFrom.Network == n.Name {
+				return fault.Forbidden.Errorf("configuration network %q is in use", n.Name)
+			}
+		}
+	}
+	if err := m.reserve(n.ID); err != nil { // two removals at once
+		return err
+	}
+	defer m.unreserve(n.ID)
+	var active []string
+	for _, ep := range m.endpoints(n.ID) {
+		active = append(active, fmt.Sprintf("name:%q id:%q", ep.ContainerName, ep.ID[:12]))
+	}
+	if len(active) > 0 {
+		return fault.Forbidden.Errorf("error while removing network: network %s has active endpoints (%s)", n.Name, strings.Join(active, ", "))
+	}
+	if d := m.drivers[n.Driver]; d != nil && !n.ConfigOnly {
+		if err := d.DeleteNetwork(ctx, n); err != nil {
+			return fmt.Errorf("remove network %s: %w", n.Name, err)
+		}
+	}
+	if err := m.nets.Delete(n.ID); err != nil {
+		return err
+	}
+	m.releaseSubnets(n)
+	m.o.Publish("destroy", n.ID, n.Name, n.Driver, "")
+	return nil
+}
+
+// Filters are the API's filters: key to the set of its values.
+type Filters map[string]map[string]bool
+
+// Prune removes the networks of the user's that no container is attached to.
+// Filters: until (duration or time), label, label!. used tells of networks
+// that containers which do not run refer to; nil means none.
+func (m *Manager) Prune(ctx context.Context, f Filters, used func(id, name string) bool) (apinetwork.PruneReport, error) {
+	report := apinetwork.PruneReport{NetworksDeleted: []string{}}
+	until, err := pruneUntil(f)
+	if err != nil {
+		return report, err
+	}
+	for _, n := range m.List() {
+		rec, ok := m.nets.Get(n.ID)
+		if !ok || rec.Predefined || len(m.endpoints(n.ID)) > 0 || used != nil && used(n.ID, n.Name) {
+			continue
+		}
+		if !until.IsZero() && !n.Created.Before(until) || !MatchLabels(f, n.Labels) {
+			continue
+		}
+		err := m.Remove(ctx, n.ID)
+		switch {
+		case ctx.Err() != nil:
+			return report, ctx.Err()
+		case err != nil:
+			m.log.Warn("prune: network not removed", "network", n.Name, "err", err)
+		default:
+			report.NetworksDeleted = append(report.NetworksDeleted, n.Name)
+		}
+	}
+	m.o.Publish("prune", "", "", "", "")
+	return report, nil
+}
+
+func pruneUntil(f Filters) (time.Time, error) {
+	for k := range f {
+		if k != "until" && k != "label" && k != "label!" {
+			return time.Time{}, fault.Invalid.Errorf("invalid filter '%s'", k)
+		}
+	}
+	for v := range f["until"] {
+		if len(f["until"]) > 1 {
+			return time.Time{}, fault.Invalid.Errorf("more than one until filter specified")
+		}
+		return ParseUntil(v, time.Now())
+	}
+	return time.Time{}, nil
+}
+
+// ParseUntil reads the API's until filter: a Go duration before now, a Unix
+// time in seconds, or RFC 3339.
+func ParseUntil(v string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(v); err == nil {
+		return now.Add(-d), nil
+	}
+	var sec int64
+	if n, err := fmt.Sscanf(v, "%d", &sec); err == nil && n == 1 && !strings.Contains(v, "-") {
+		return time.Unix(sec, 0), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
+		if t, err := time.Parse(layout, v); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, fault.Invalid.Errorf("invalid until filter %q: want a duration or a time", v)
+}
+
+// MatchLabels reports whether labels satisfy the filters label (all of them)
+// and label! (none of them); a value is KEY or KEY=VALUE.
+func MatchLabels(f Filters, labels map[string]string) bool {
+	has := func(want string) bool {
+		k, v, exact := strings.Cut(want, "=")
+		got, ok := labels[k]
+		return ok && (!exact || got == v)
+	}
+	for want := range f["label"] {
+		if !has(want) {
+			return false
+		}
+	}
+	for not := range f["label!"] {
+		if has(not) {
+			return false
+		}
+	}
+	return true
+}
+
+// ListFiltered is List for the API: filters driver, id, label, name, scope,
+// type (builtin, custom) and dangling.
+func (m *Manager) ListFiltered(f Filters) ([]apinetwork.Inspect, error) {
+	for k := range f {
+		switch k {
+		case "driver", "id", "label", "name", "scope", "type", "dangling":
+		default:
+			return nil, fault.Invalid.Errorf("invalid filter '%s'", k)
+		}
+	}
+	for v := range f["type"] {
+		if v != "builtin" && v != "custom" {
+			return nil, fault.Invalid.Errorf("invalid filter: 'type'='%s'", v)
+		}
+	}
+	out := []apinetwork.Inspect{}
+	for _, n := range m.List() {
+		if m.matches(n, f) {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+func (m *Manager) matches(n apinetwork.Inspect, f Filters) bool {
+	rec, ok := m.nets.Get(n.ID)
+	if !ok {
+		return false
+	}
+	kind := "custom"
+	if rec.Predefined {
+		kind = "builtin"
+	}
+	oneOf := func(key string, fits func(v string) bool) bool {
+		if len(f[key]) == 0 {
+			return true
+		}
+		for v := range f[key] {
+			if fits(v) {
+				return true
+			}
+		}
+		return false
+	}
+	return oneOf("driver", func(v string) bool { return v == n.Driver }) &&
+		oneOf("scope", func(v string) bool { return v == n.Scope }) &&
+		oneOf("type", func(v string) bool { return v == kind }) &&
+		oneOf("id", func(v string) bool { return strings.HasPrefix(n.ID, v) }) &&
+		oneOf("name", func(v string) bool {
+			re, err := regexp.Compile(v)
+			return n.Name == v || err == nil && re.MatchString(n.Name)
+		}) &&
+		oneOf("dangling", func(v string) bool {
+			return (v == "1" || v == "true") == (!rec.Predefined && len(m.endpoints(n.ID)) == 0)
+		}) && MatchLabels(Filters{"label": f["label"]}, n.Labels)
+}
+
+// netnsDir is where namespaces are bound.
+func (m *Manager) netnsDir() string { return filepath.Join(m.o.ExecRoot, "netns") }
