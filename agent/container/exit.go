@@ -66,6 +66,9 @@ func (c *Container) cleanRun(ctx context.Context, r *Record, task model.Task) {
 	c.mu.Lock()
 	eps := c.endpoints
 	c.mu.Unlock()
+	if r.SandboxKey != "" && !r.HostConfig.NetworkMode.IsContainer() {
+		eps = nil // they go with the sandbox, which is much cheaper
+	}
 	for _, ep := range eps {
 		if err := c.m.o.Networks.Detach(ctx, c.id, ep.NetworkID); err != nil {
 			log.Error("detach network", "network", ep.NetworkName, "error", err)

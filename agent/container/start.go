@@ -331,7 +331,12 @@ func operational(r *Record, eps map[string]*model.Endpoint) (map[string]*network
 		if ep := eps[name]; ep != nil {
 			fillEndpoint(n, ep)
 			for _, p := range ep.Ports {
-				ports[p.Port] = append(ports[p.Port], network.PortBinding{HostIP: p.HostIP, HostPort: fmt.Sprint(p.HostPort)})
+				b := network.PortBinding{HostIP: p.HostIP, HostPort: fmt.Sprint(p.HostPort)}
+				// Ports follow the way out: an endpoint that was attached
+				// earlier may still say that it had them.
+				if p.HostIP.IsValid() && !slices.Contains(ports[p.Port], b) {
+					ports[p.Port] = append(ports[p.Port], b)
+				}
 			}
 		}
 		nets[name] = n
