@@ -1,0 +1,53 @@
+# machine: see README.md. Every target works from a clean clone.
+export CGO_ENABLED := 0
+VERSION := $(shell cat VERSION 2>/dev/null || echo dev)
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X machine/agent.Version=$(VERSION) -X machine/agent.GitCommit=$(COMMIT)
+CLIFLAGS := -s -w -X machine/cli.Version=$(VERSION) -X machine/cli.Commit=$(COMMIT)
+GO := go build -trimpath
+ARCHS := amd64 arm64
+HOSTARCH := $(shell go env GOARCH)
+SOURCES := $(shell git ls-files '*.go' 2>/dev/null) go.mod go.sum
+
+.PHONY: build shims agents test race lint bench demo demo-clean accept clean
+
+build: bin/machine bin/agent
+
+# the per-container process, carried by the agent
+shims: $(ARCHS:%=agent/shim/embed/shim-%)
+agent/shim/embed/shim-%: $(SOURCES)
+	GOOS=linux GOARCH=$* $(GO) -ldflags '-s -w' -o $@ ./agent/shim/main
+
+# the engine, carried by the command line
+agents: $(ARCHS:%=provision/embed/agent-linux-%.zst)
+bin/agent-linux-%: $(SOURCES) | shims
+	GOOS=linux GOARCH=$* $(GO) -ldflags '$(LDFLAGS)' -o $@ ./agent/agentd
+provision/embed/agent-linux-%.zst: bin/agent-linux-% bin/dev/pack
+	bin/dev/pack $< $@
+bin/dev/%: $(SOURCES)
+	$(GO) -o $@ ./scripts/dev/$*
+
+bin/agent: bin/agent-linux-$(HOSTARCH)
+	cp $< $@
+bin/machine: $(SOURCES) agents
+	$(GO) -ldflags '$(CLIFLAGS)' -o $@ ./cli/machine
+
+test: build
+	scripts/dev/test.sh ./...
+race: build
+	CGO_ENABLED=1 RETRY=0 scripts/dev/isolated.sh env CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 25m ./...
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	GOOS=darwin go vet ./cli/... ./drivers/... ./provision/... ./certs/...
+	GOOS=windows go vet ./cli/... ./drivers/... ./provision/... ./certs/...
+accept: build
+	scripts/dev/test.sh ./acceptance/...
+bench: build
+	scripts/dev/isolated.sh go test -run '^$$' -bench . -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
+demo:
+	scripts/demo.sh
+demo-clean:
+	scripts/demo.sh clean
+clean:
+	rm -rf bin provision/embed/agent-linux-* agent/shim/embed/shim-*

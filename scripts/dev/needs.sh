@@ -1,0 +1,36 @@
+#!/bin/sh
+# needs.sh: installs what the demo and the tests need and this computer lacks,
+# from Debian's packages. Safe to repeat; does nothing when all is there.
+set -eu
+need=
+want() { command -v "$1" >/dev/null 2>&1 || need="$need $2"; }
+want busybox busybox-static
+want ip iproute2
+want nft nftables
+want curl curl
+want sshd openssh-server
+want ssh openssh-client
+want zstd zstd
+want xz xz-utils
+want unshare util-linux
+want docker docker-cli
+[ -e /usr/bin/docker-registry ] || need="$need docker-registry"
+[ -n "$need" ] || exit 0
+if [ "$(id -u)" != 0 ]; then
+	echo "needs.sh: missing:$need; run as root, or install them" >&2
+	exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+case $need in *docker-cli*)
+	apt-cache show docker-cli >/dev/null 2>&1 || need=$(echo "$need" | sed 's/docker-cli/docker.io/')
+esac
+# Debian starts servers when it installs them: a policy keeps them down.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod +x $policy
+	trap 'rm -f $policy' EXIT
+fi
+# shellcheck disable=SC2086
+apt-get install -y -qq --no-install-recommends $need >/dev/null
