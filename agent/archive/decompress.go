@@ -1,0 +1,117 @@
+package archive
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"encoding/binary"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+
+	"machine/agent/fault"
+)
+
+// maxWindow bounds what one decompressor may hold in memory: the window of
+// `zstd --long=27` and of `xz -9` fit, a bomb's 4 GiB do not.
+const maxWindow = 128 << 20
+
+// peek is how much Decompress reads ahead.
+const peekSize = 256 << 10
+
+// Decompress returns the plain bytes of r, which may be gzip, zstd, xz, bzip2
+// or plain: told by its first bytes. All is done in this process: no
+// program, least of all one of a container, is run. Close frees the
+// decompressor; it does not close r. Errors while reading are of kind Invalid
+// when the data are at fault. The output can be as large as it likes: the
+// reader bounds it.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
+	br, ok := r.(*bufio.Reader)
+	if !ok || br.Size() < 32 {
+		br = bufio.NewReaderSize(r, peekSize)
+	}
+	head, err := br.Peek(24)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
+		z, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, fault.Invalid.Errorf("gzip: %w", err)
+		}
+		return &named{z, "gzip", z.Close}, nil
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
+		len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
+		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return nil, fault.Invalid.Errorf("zstd: %w", err)
+		}
+		return &named{z, "zstd", func() error { z.Close(); return nil }}, nil
+	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+		if err := xzWindow(head); err != nil {
+			return nil, err
+		}
+		z, err := xz.NewReader(br)
+		if err != nil {
+			return nil, fault.Invalid.Errorf("xz: %w", err)
+		}
+		return &named{z, "xz", nil}, nil
+	case len(head) >= 4 && bytes.HasPrefix(head, []byte("BZh")) && head[3] >= '1' && head[3] <= '9':
+		return &named{bzip2.NewReader(br), "bzip2", nil}, nil
+	}
+	return io.NopCloser(br), nil
+}
+
+// xzWindow refuses a first block whose dictionary is over the bound: the
+// library allocates whatever the header asks for. Later blocks of one file
+// are written by the same program with the same size.
+func xzWindow(head []byte) error {
+	// 12 bytes of stream header; then size, flags, [sizes], filter 0x21, 1, dictionary.
+	if len(head) < 17 || head[12] == 0 { // no block
+		return nil
+	}
+	flags, rest := head[13], head[14:]
+	for _, bit := range []byte{0x40, 0x80} { // optional sizes
+		if flags&bit != 0 {
+			_, n := binary.Uvarint(rest)
+			if n <= 0 {
+				return fault.Invalid.Errorf("xz: bad block header")
+			}
+			rest = rest[n:]
+		}
+	}
+	if len(rest) < 3 || rest[0] != 0x21 || rest[1] != 1 || rest[2] > 40 {
+		return fault.Invalid.Errorf("xz: unsupported filter")
+	}
+	bits := rest[2]
+	size := (2 | uint64(bits&1)) << (bits/2 + 11)
+	if size > maxWindow {
+		return fault.Invalid.Errorf("xz: dictionary of %d MiB is larger than the %d MiB allowed", size>>20, maxWindow>>20)
+	}
+	return nil
+}
+
+// named says in errors which format was broken.
+type named struct {
+	r     io.Reader
+	name  string
+	close func() error
+}
+
+func (n *named) Read(p []byte) (int, error) {
+	m, err := n.r.Read(p)
+	if err != nil && err != io.EOF && fault.KindOf(err) == fault.Internal {
+		err = fault.Invalid.Errorf("%s: %w", n.name, err)
+	}
+	return m, err
+}
+
+func (n *named) Close() error {
+	if n.close == nil {
+		return nil
+	}
+	return n.close()
+}

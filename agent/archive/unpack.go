@@ -1,0 +1,548 @@
+package archive
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"machine/agent/fault"
+)
+
+// Limits of one archive. They are far above what real images hold.
+const (
+	maxSparse  = 64 << 30  // logical size of one sparse entry
+	maxEntries = 20 << 20  // entries in one archive
+	reserve    = 64 << 20  // bytes left free on the disk, so that rm and stop still work
+	checkEvery = 64 << 20  // bytes between looks at the free space
+	bufSize    = 512 << 10 // of the copy buffer
+)
+
+// Owner is who gets what is unpacked.
+type Owner struct{ UID, GID int }
+
+// UnpackOptions choose how Unpack treats what is there and what comes.
+type UnpackOptions struct {
+	// NoOverwriteDirNonDir refuses to replace a directory by something else,
+	// and something else by a directory.
+	NoOverwriteDirNonDir bool
+	// Owner, when set, owns all that is unpacked, instead of the archive's
+	// numbers.
+	Owner *Owner
+}
+
+// Unpack unpacks the tar r, which may be compressed, into the directory dir
+// below root. Symlinks in dir and on the way of entries are followed below
+// root only. dir must exist: NotFound if it does not, Invalid if it is no
+// directory; Invalid, too, for a broken or hostile archive. What was unpacked
+// before an error stays.
+func Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, o UnpackOptions) error {
+	plain, err := Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	base := path.Clean("/" + dir)[1:]
+	if base == "" {
+		base = "."
+	}
+	fd, err := openIn(int(root.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return wrap("open", dir, err)
+	}
+	unix.Close(fd)
+	u := &unpacker{ctx: ctx, root: int(root.Fd()), base: base, o: o}
+	defer u.close()
+	return u.all(tar.NewReader(plain))
+}
+
+// An unpacker is one archive on its way to a directory.
+type unpacker struct {
+	ctx     context.Context
+	root    int
+	base    string // directory below root that entries are relative to
+	o       UnpackOptions
+	layer   *layerState // nil unless an image layer is unpacked
+	buf     []byte
+	lastDir string // the parent that lastFd is open on
+	lastFd  int
+	hasLast bool
+	mtimes  []dirTime
+	written int64
+	entries int
+}
+
+type dirTime struct {
+	name string
+	at   time.Time
+}
+
+func (u *unpacker) close() { u.forget() }
+
+// forget drops the cached parent: a directory went away.
+func (u *unpacker) forget() {
+	if u.hasLast {
+		unix.Close(u.lastFd)
+		u.hasLast = false
+	}
+}
+
+func (u *unpacker) all(tr *tar.Reader) error {
+	if err := u.room(); err != nil {
+		return err
+	}
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return badTar(err)
+		}
+		if u.entries++; u.entries > maxEntries {
+			return fault.Invalid.Errorf("archive has more than %d entries", maxEntries)
+		}
+		if u.entries%256 == 0 && u.ctx.Err() != nil {
+			return u.ctx.Err()
+		}
+		if err := u.entry(h, tr); err != nil {
+			return err
+		}
+	}
+	u.forget()
+	for i := len(u.mtimes) - 1; i >= 0; i-- { // children first: setting one touches no parent
+		d := u.mtimes[i]
+		fd, err := openIn(u.root, d.name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		if err != nil {
+			continue // replaced by a later entry
+		}
+		err = setTime(fd, "", d.at)
+		unix.Close(fd)
+		if err != nil {
+			return wrap("set time of", d.name, err)
+		}
+	}
+	return nil
+}
+
+// badTar blames the archive for an error of its reader, unless the source
+// itself said what it is.
+func badTar(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || fault.KindOf(err) != fault.Internal {
+		return err
+	}
+	return fault.Invalid.Errorf("read archive: %w", err)
+}
+
+// parent returns a descriptor of the directory that the entry goes to. It
+// stays owned by u.
+func (u *unpacker) parent(name string) (int, error) {
+	dir := path.Dir(path.Join(u.base, name))
+	if u.hasLast && u.lastDir == dir {
+		return u.lastFd, nil
+	}
+	var made func(string)
+	if u.layer != nil {
+		made = u.layer.imply
+	}
+	fd, err := mkdirIn(u.root, dir, made)
+	if err != nil {
+		if err == unix.ENOENT { // a dangling symlink on the way
+			err = unix.ENOTDIR
+		}
+		return -1, wrap("open parent of", name, err)
+	}
+	u.forget()
+	u.lastDir, u.lastFd, u.hasLast = dir, fd, true
+	return fd, nil
+}
+
+func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	name, err := clean(h.Name)
+	if err != nil {
+		return err
+	}
+	if name == "." {
+		return u.rootEntry(h)
+	}
+	if u.layer != nil {
+		if done, err := u.whiteout(name); done || err != nil {
+			return err
+		}
+	}
+	dir, err := u.parent(name)
+	if err != nil {
+		return err
+	}
+	base := path.Base(name)
+	switch h.Typeflag {
+	case tar.TypeDir:
+		err = u.directory(dir, base, name, h)
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+		err = u.file(dir, base, name, h, r)
+	case tar.TypeLink:
+		err = u.link(dir, base, name, h)
+	case tar.TypeSymlink:
+		err = u.make(dir, base, name, h, func() error { return unix.Symlinkat(h.Linkname, dir, base) })
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		err = u.make(dir, base, name, h, func() error { return mknod(dir, base, h) })
+	default:
+		return fault.Invalid.Errorf("archive entry %q: unknown type %q", h.Name, h.Typeflag)
+	}
+	if err != nil {
+		return wrap("unpack", h.Name, err)
+	}
+	return nil
+}
+
+func mknod(dir int, base string, h *tar.Header) error {
+	mode := uint32(h.Mode & 0o7777)
+	dev := uint64(0)
+	switch h.Typeflag {
+	case tar.TypeChar:
+		mode |= unix.S_IFCHR
+		dev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	case tar.TypeBlock:
+		mode |= unix.S_IFBLK
+		dev = unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	default:
+		mode |= unix.S_IFIFO
+	}
+	return unix.Mknodat(dir, base, mode, int(dev))
+}
+
+// rootEntry is the destination itself: only a layer sets its attributes.
+func (u *unpacker) rootEntry(h *tar.Header) error {
+	if u.layer == nil || h.Typeflag != tar.TypeDir {
+		return nil
+	}
+	fd, err := openIn(u.root, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	delete(u.layer.implied, ".")
+	if err := u.attributes(fd, h); err != nil {
+		return wrap("unpack", h.Name, err)
+	}
+	u.mtimes = append(u.mtimes, dirTime{".", h.ModTime})
+	return nil
+}
+
+// clear makes base free for a new entry that is no directory.
+func (u *unpacker) clear(dir int, base, name string) error {
+	st, err := statAt(dir, base)
+	if err != nil {
+		if err == unix.ENOENT {
+			return nil
+		}
+		return err
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if isDir && u.o.NoOverwriteDirNonDir {
+		return fault.Invalid.Errorf("cannot overwrite directory %q with non-directory", name)
+	}
+	if isDir {
+		u.forget0(dir)
+	}
+	if u.layer != nil {
+		return u.layer.displace(dir, base, name, isDir)
+	}
+	return removeAt(dir, base)
+}
+
+// forget0 drops the cached parent unless it is dir, which is in use.
+func (u *unpacker) forget0(dir int) {
+	if u.hasLast && u.lastFd != dir {
+		u.forget()
+	}
+}
+
+// create runs f, which makes base, and clears what is in its way.
+func (u *unpacker) create(dir int, base, name string, f func() error) error {
+	for range 8 { // a container may put something there meanwhile
+		err := retry(f)
+		if err != unix.EEXIST {
+			return err
+		}
+		if err := u.clear(dir, base, name); err != nil {
+			return err
+		}
+	}
+	return unix.EEXIST
+}
+
+// make is for entries that cannot be opened: symlinks, devices, pipes.
+func (u *unpacker) make(dir int, base, name string, h *tar.Header, f func() error) error {
+	if err := u.create(dir, base, name, f); err != nil {
+		return err
+	}
+	uid, gid := u.owner(h)
+	if err := retry(func() error { return unix.Fchownat(dir, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
+		return err
+	}
+	if h.Typeflag != tar.TypeSymlink {
+		// mknod obeys the umask. Between it and here base may have become a
+		// symlink, so the mode is set through a descriptor that refuses one.
+		fd, err := openAt(dir, base, unix.O_PATH, 0)
+		if err != nil {
+			return err
+		}
+		err = chmodPath(fd, uint32(h.Mode&0o7777))
+		unix.Close(fd)
+		if err != nil {
+			return err
+		}
+	}
+	return setTime(dir, base, h.ModTime)
+}
+
+// chmodPath changes the mode of what an O_PATH descriptor is open on.
+func chmodPath(fd int, mode uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK || st.Mode&0o7777 == mode {
+		return nil
+	}
+	return unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode)
+}
+
+func (u *unpacker) link(dir int, base, name string, h *tar.Header) error {
+	target, err := clean(h.Linkname)
+	if err != nil {
+		return fault.Invalid.Errorf("hard link %q: %w", h.Name, err)
+	}
+	if target == "." {
+		return fault.Invalid.Errorf("hard link to the archive's root")
+	}
+	if target == name {
+		return fault.Invalid.Errorf("hard link to itself")
+	}
+	tdir, err := openIn(u.root, path.Dir(path.Join(u.base, target)), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return fmt.Errorf("target %q: %w", h.Linkname, err)
+	}
+	defer unix.Close(tdir)
+	// No flags: a symlink is linked itself, never what it points to. Mode and
+	// owner are the target's already: setting them again could reach a file
+	// that the archive does not own.
+	err = u.create(dir, base, name, func() error { return unix.Linkat(tdir, path.Base(target), dir, base, 0) })
+	if err != nil {
+		return fmt.Errorf("target %q: %w", h.Linkname, err)
+	}
+	return nil
+}
+
+func (u *unpacker) directory(dir int, base, name string, h *tar.Header) error {
+	var fd int
+	for try := 0; ; try++ {
+		err := retry(func() error { return unix.Mkdirat(dir, base, 0o700) })
+		if err != nil && err != unix.EEXIST {
+			return err
+		}
+		fd, err = openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err == nil {
+			break
+		}
+		if err != unix.ENOTDIR && err != unix.ELOOP || try > 8 {
+			return err
+		}
+		if u.o.NoOverwriteDirNonDir {
+			return fault.Invalid.Errorf("cannot overwrite non-directory %q with directory", name)
+		}
+		if err := u.clear(dir, base, name); err != nil {
+			return err
+		}
+	}
+	defer unix.Close(fd)
+	full := path.Join(u.base, name)
+	if u.layer != nil {
+		delete(u.layer.implied, full)
+	}
+	if err := u.attributes(fd, h); err != nil {
+		return err
+	}
+	u.mtimes = append(u.mtimes, dirTime{full, h.ModTime})
+	return nil
+}
+
+func (u *unpacker) file(dir int, base, name string, h *tar.Header, r io.Reader) error {
+	sparse := isSparse(h)
+	if sparse && h.Size > maxSparse {
+		return fault.Invalid.Errorf("sparse file of %d bytes is larger than %d", h.Size, int64(maxSparse))
+	}
+	var fd int
+	err := u.create(dir, base, name, func() (err error) {
+		fd, err = unix.Openat(dir, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(h.Mode&0o777))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if u.layer != nil {
+		if err := u.layer.begin(path.Join(u.base, name), h.Size, sparse); err != nil {
+			return err
+		}
+	}
+	if err := u.copy(fd, r, h.Size); err != nil {
+		return err
+	}
+	if u.layer != nil {
+		u.layer.end()
+		u.layer.size += h.Size
+	}
+	if err := u.attributes(fd, h); err != nil {
+		return err
+	}
+	return setTime(fd, "", h.ModTime)
+}
+
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+// copy writes size bytes of r to fd; stretches of zeros become holes.
+func (u *unpacker) copy(fd int, r io.Reader, size int64) error {
+	if u.buf == nil {
+		u.buf = make([]byte, bufSize)
+	}
+	var off int64
+	hole := false
+	for off < size {
+		n, err := io.ReadFull(r, u.buf[:min(size-off, bufSize)])
+		if err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return badTar(err)
+		}
+		b := u.buf[:n]
+		if n >= 64<<10 && zero(b) {
+			hole = true
+			if _, err := unix.Seek(fd, int64(n), io.SeekCurrent); err != nil {
+				return err
+			}
+		} else {
+			hole = false
+			if err := writeAll(fd, b); err != nil {
+				return err
+			}
+			if u.written += int64(n); u.written >= checkEvery {
+				u.written = 0
+				if err := u.room(); err != nil {
+					return err
+				}
+			}
+		}
+		off += int64(n)
+		if u.ctx.Err() != nil {
+			return u.ctx.Err()
+		}
+	}
+	if hole {
+		return retry(func() error { return unix.Ftruncate(fd, size) })
+	}
+	return nil
+}
+
+// room refuses to fill the disk to the last byte: the engine needs some to
+// record what it removes.
+func (u *unpacker) room() error {
+	var st unix.Statfs_t
+	if err := retry(func() error { return unix.Fstatfs(u.root, &st) }); err != nil {
+		return nil // not every file system can tell
+	}
+	if free := st.Bavail * uint64(st.Bsize); st.Blocks > 0 && free < reserve && st.Blocks*uint64(st.Bsize) > 4*reserve {
+		return fault.Unavailable.Errorf("unpack: no space left on device: %d MiB free, %d kept in reserve; remove something first: %w", free>>20, reserve>>20, unix.ENOSPC)
+	}
+	return nil
+}
+
+func zero(b []byte) bool {
+	if b[0] != 0 || b[len(b)-1] != 0 || b[len(b)/2] != 0 {
+		return false
+	}
+	for len(b) >= 8 {
+		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
+			return false
+		}
+		b = b[8:]
+	}
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (u *unpacker) owner(h *tar.Header) (int, int) {
+	if u.o.Owner != nil {
+		return u.o.Owner.UID, u.o.Owner.GID
+	}
+	return h.Uid, h.Gid
+}
+
+// attributes sets owner, mode and extended attributes, in this order: chown
+// clears set-user-id bits and capabilities.
+func (u *unpacker) attributes(fd int, h *tar.Header) error {
+	uid, gid := u.owner(h)
+	if uid < 0 || gid < 0 || int64(uid) > 1<<32-2 || int64(gid) > 1<<32-2 {
+		return fault.Invalid.Errorf("owner %d:%d is out of range", uid, gid)
+	}
+	if err := retry(func() error { return unix.Fchown(fd, uid, gid) }); err != nil {
+		return err
+	}
+	if err := retry(func() error { return unix.Fchmod(fd, uint32(h.Mode&0o7777)) }); err != nil {
+		return err
+	}
+	for k, v := range h.PAXRecords {
+		name, ok := strings.CutPrefix(k, "SCHILY.xattr.")
+		if !ok || !allowedXattr(name) {
+			continue
+		}
+		err := retry(func() error { return unix.Fsetxattr(fd, name, []byte(v), 0) })
+		if err == unix.ENOTSUP || err == unix.EPERM && strings.HasPrefix(name, "user.") {
+			continue // the file system cannot keep it: Docker drops it, too
+		}
+		if err != nil {
+			return fmt.Errorf("attribute %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// setTime sets the modification time of base in dir, or of dir itself when
+// base is empty.
+func setTime(dir int, base string, at time.Time) error {
+	if at.IsZero() || at.Unix() < 0 {
+		at = time.Unix(0, 0)
+	}
+	ts := []unix.Timespec{{Sec: at.Unix(), Nsec: int64(at.Nanosecond())}, {Sec: at.Unix(), Nsec: int64(at.Nanosecond())}}
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if base == "" {
+		flags = unix.AT_EMPTY_PATH
+	}
+	return retry(func() error { return unix.UtimesNanoAt(dir, base, ts, flags) })
+}

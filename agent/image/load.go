@@ -1,0 +1,519 @@
+package image
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"machine/agent/archive"
+	"machine/agent/fault"
+	"machine/agent/model"
+	"machine/agent/oci"
+)
+
+// Limits on what an archive may make us keep in memory.
+const (
+	maxMemory = 64 << 20 // bytes of all small files
+	maxFiles  = 100_000  // names
+)
+
+// Loaded is an image that Load brought.
+type Loaded struct {
+	ID   digest.Digest
+	Tags []string // familiar names
+}
+
+// Load reads an archive of images: what `docker save`, podman and skopeo
+// write (docker-archive), or a tar of an OCI layout, plain or compressed. It
+// is read once, from its beginning to its end, and never kept on disk: layers
+// are unpacked while they pass, before it is known what they are good for.
+// Images before a broken one stay. Invalid when the archive is at fault.
+func (s *Store) Load(ctx context.Context, r io.Reader, progress model.Progress) ([]Loaded, error) {
+	plain, err := archive.Decompress(r)
+	if err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	defer plain.Close()
+	l := &loader{s: s, ctx: ctx, progress: progress, small: map[string][]byte{}, layers: map[string]*passed{}, alias: map[string]string{}}
+	defer l.discard()
+	if err := l.read(plain); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	out, err := l.images()
+	if err != nil {
+		return out, fmt.Errorf("load: %w", err)
+	}
+	return out, nil
+}
+
+// passed is a file of the archive that was taken for a layer.
+type passed struct {
+	staged model.StagedLayer // nil when err is set, or when it is here already
+	blob   digest.Digest     // of the file
+	diff   digest.Digest
+	err    error
+}
+
+type loader struct {
+	s        *Store
+	ctx      context.Context
+	progress model.Progress
+	small    map[string][]byte
+	memory   int
+	files    int
+	layers   map[string]*passed
+	alias    map[string]string // symlinks and hard links of old archives
+	platform *v1.Platform
+}
+
+func (l *loader) discard() {
+	for _, p := range l.layers {
+		if p.staged != nil {
+			p.staged.Discard()
+		}
+	}
+}
+
+func (l *loader) read(r io.Reader) error {
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			if fault.KindOf(err) == fault.Internal && l.ctx.Err() == nil {
+				err = fault.Invalid.Errorf("read archive: %w", err)
+			}
+			return err
+		}
+		if l.files++; l.files > maxFiles {
+			return fault.Invalid.Errorf("archive has more than %d files", maxFiles)
+		}
+		name := path.Clean("/" + h.Name)[1:]
+		switch h.Typeflag {
+		case tar.TypeSymlink:
+			l.alias[name] = path.Clean("/" + path.Join(path.Dir(name), h.Linkname))[1:]
+		case tar.TypeLink:
+			l.alias[name] = path.Clean("/" + h.Linkname)[1:]
+		case tar.TypeReg:
+			if err := l.file(name, h.Size, tr); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// file takes one file in: small JSON to memory, what looks like a layer to
+// layer storage.
+func (l *loader) file(name string, size int64, r io.Reader) error {
+	br := bufio.NewReaderSize(r, 64<<10)
+	head, err := br.Peek(int(min(size, 512)))
+	if err != nil {
+		return fault.Invalid.Errorf("read %q: %w", name, err)
+	}
+	if looksLikeLayer(head) || path.Base(name) == "layer.tar" {
+		return l.layer(name, size, br)
+	}
+	if size > oci.MaxManifest {
+		return nil // no manifest, no layer: nothing that an image is made of
+	}
+	if l.memory += int(size); l.memory > maxMemory {
+		return fault.Invalid.Errorf("archive holds more than %d MiB of metadata", maxMemory>>20)
+	}
+	b, err := io.ReadAll(br)
+	if err != nil {
+		return fault.Invalid.Errorf("read %q: %w", name, err)
+	}
+	l.small[name] = b
+	return nil
+}
+
+func looksLikeLayer(b []byte) bool {
+	for _, magic := range []string{"\x1f\x8b\x08", "\x28\xb5\x2f\xfd", "\xfd7zXZ\x00", "BZh"} {
+		if bytes.HasPrefix(b, []byte(magic)) {
+			return true
+		}
+	}
+	if len(b) < 512 {
+		return false
+	}
+	return bytes.Equal(b[257:262], []byte("ustar")) || bytes.Count(b, []byte{0}) == 512
+}
+
+// known tells whether name is that of a layer which is here already, by its
+// plain digest.
+func (l *loader) known(name string) (digest.Digest, bool) {
+	hex, ok := strings.CutPrefix(name, "blobs/sha256/")
+	if !ok || !oci.IsID(hex) {
+		return "", false
+	}
+	d := digest.Digest("sha256:" + hex)
+	for _, have := range l.s.o.Layers.List() {
+		if have.DiffID == d {
+			return d, true
+		}
+	}
+	return "", false
+}
+
+func (l *loader) layer(name string, size int64, r io.Reader) error {
+	if old := l.layers[name]; old != nil {
+		return fault.Invalid.Errorf("archive has %q twice", name)
+	}
+	if d, ok := l.known(name); ok {
+		l.layers[name] = &passed{blob: d, diff: d}
+		return nil
+	}
+	dig := digest.SHA256.Digester()
+	c := &counted{r: r, h: dig.Hash(), total: size, id: path.Base(strings.TrimSuffix(name, "/layer.tar")), progress: l.progress}
+	if len(c.id) > 12 {
+		c.id = c.id[:12]
+	}
+	p := &passed{}
+	l.layers[name] = p
+	p.staged, p.err = l.s.o.Layers.Stage(l.ctx, c)
+	if p.err != nil {
+		if fault.Is(p.err, fault.Invalid) { // perhaps no layer at all: matters only if an image names it
+			return nil
+		}
+		return p.err
+	}
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		return fault.Invalid.Errorf("read %q: %w", name, err)
+	}
+	p.blob, p.diff = dig.Digest(), p.staged.DiffID()
+	return nil
+}
+
+// counted reports what passes.
+type counted struct {
+	r        io.Reader
+	h        io.Writer
+	n, at    int64
+	total    int64
+	id       string
+	progress model.Progress
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.h.Write(p[:n])
+	if c.n += int64(n); c.n-c.at >= 4<<20 || err == io.EOF && c.n > c.at {
+		c.at = c.n
+		c.progress(model.ProgressEvent{ID: c.id, Status: "Loading layer", Current: c.n, Total: c.total})
+	}
+	return n, err
+}
+
+// images makes images of what was read.
+func (l *loader) images() ([]Loaded, error) {
+	if b, ok := l.small["manifest.json"]; ok {
+		return l.docker(b)
+	}
+	if b, ok := l.small["index.json"]; ok {
+		return l.layout(b)
+	}
+	return nil, fault.Invalid.Errorf("archive has no manifest.json and no index.json: it is no image archive")
+}
+
+// follow follows links of the archive to a small file or a layer.
+func (l *loader) follow(name string) string {
+	name = path.Clean("/" + name)[1:]
+	for range 10 {
+		to, ok := l.alias[name]
+		if !ok {
+			break
+		}
+		name = to
+	}
+	return name
+}
+
+func (l *loader) docker(b []byte) ([]Loaded, error) {
+	var list []struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, fault.Invalid.Errorf("parse manifest.json: %w", err)
+	}
+	var out []Loaded
+	for _, m := range list {
+		cfg, ok := l.small[l.follow(m.Config)]
+		if !ok {
+			return out, fault.Invalid.Errorf("archive lacks the configuration %q", m.Config)
+		}
+		id := digest.FromBytes(cfg)
+		if want := strings.TrimSuffix(path.Base(m.Config), ".json"); oci.IsID(want) && want != id.Encoded() {
+			return out, fault.Invalid.Errorf("configuration %q has the digest %s", m.Config, id)
+		}
+		parts := make([]part, len(m.Layers))
+		for i, n := range m.Layers {
+			parts[i] = part{name: n}
+			if hex, ok := strings.CutPrefix(path.Clean(n), "blobs/sha256/"); ok && oci.IsID(hex) {
+				parts[i].blob = digest.Digest("sha256:" + hex)
+			}
+		}
+		if err := l.image(cfg, parts); err != nil {
+			return out, err
+		}
+		one, err := l.tag(id, m.RepoTags)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+// part is a layer that an image of the archive names.
+type part struct {
+	name string
+	blob digest.Digest // what its bytes must have; empty: only the DiffID is known
+}
+
+// image commits the layers of one image and records it.
+func (l *loader) image(cfg []byte, parts []part) error {
+	var conf dockerspec.DockerOCIImage
+	if err := oci.ParseConfig(cfg, &conf); err != nil {
+		return err
+	}
+	diffs := conf.RootFS.DiffIDs
+	if len(diffs) != len(parts) {
+		return fault.Invalid.Errorf("invalid manifest, layers length mismatch: expected %d, got %d", len(parts), len(diffs))
+	}
+	for _, d := range diffs {
+		if _, err := oci.ParseDigest(string(d)); err != nil {
+			return err
+		}
+	}
+	chains := chainsOf(diffs)
+	defer l.s.lease(chains)()
+	for i, p := range parts {
+		if err := l.check(i, p, diffs[i]); err != nil {
+			return err
+		}
+	}
+	if err := l.commit(chains, diffs, parts); err != nil {
+		return err
+	}
+	_, err := l.s.add(cfg, record{})
+	return err
+}
+
+// check compares a part with what the configuration says of it.
+func (l *loader) check(i int, p part, want digest.Digest) error {
+	got := l.layers[l.follow(p.name)]
+	if got == nil {
+		if l.s.anyWith(want) != "" {
+			return nil // left out because it is here: some tools do
+		}
+		return fault.Invalid.Errorf("archive lacks the layer %q", p.name)
+	}
+	if got.err != nil {
+		return got.err
+	}
+	if p.blob != "" && p.blob != got.blob {
+		return fault.Invalid.Errorf("layer %q has the digest %s", p.name, got.blob)
+	}
+	if got.diff != want {
+		return fault.Invalid.Errorf("invalid diffID for layer %d: expected %q, got %q", i, want, got.diff)
+	}
+	return nil
+}
+
+// anyWith finds a chain whose top layer has the given plain digest.
+func (s *Store) anyWith(diff digest.Digest) digest.Digest {
+	for _, have := range s.o.Layers.List() {
+		if have.DiffID == diff {
+			return have.Chain
+		}
+	}
+	return ""
+}
+
+func (l *loader) commit(chains, diffs []digest.Digest, parts []part) error {
+	var batch []model.StagedLayer
+	var parent digest.Digest // of the batch
+	flush := func(next digest.Digest) error {
+		if len(batch) > 0 {
+			if _, err := l.s.o.Layers.Commit(l.ctx, parent, batch); err != nil {
+				return err
+			}
+			batch = nil
+		}
+		parent = next
+		return nil
+	}
+	for i, c := range chains {
+		if _, err := l.s.o.Layers.Get(c); err == nil {
+			if err := flush(c); err != nil {
+				return err
+			}
+			continue
+		}
+		if p := l.layers[l.follow(parts[i].name)]; p != nil && p.staged != nil {
+			batch = append(batch, p.staged)
+			p.staged = nil
+			continue
+		}
+		// The layer is here on top of something else, perhaps only since
+		// the batch before.
+		var below digest.Digest
+		if i > 0 {
+			below = chains[i-1]
+		}
+		if err := flush(below); err != nil {
+			return err
+		}
+		g, err := l.s.copyLayer(l.ctx, diffs[i])
+		if err != nil {
+			return err
+		}
+		batch = append(batch, g)
+	}
+	return flush("")
+}
+
+// copyLayer stages a layer that is here already once more.
+func (s *Store) copyLayer(ctx context.Context, diff digest.Digest) (model.StagedLayer, error) {
+	from := s.anyWith(diff)
+	if from == "" {
+		return nil, fault.Conflict.Errorf("layer %s was removed meanwhile", diff)
+	}
+	r, err := s.o.Layers.Diff(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return s.o.Layers.Stage(ctx, r)
+}
+
+func (l *loader) tag(id digest.Digest, tags []string) (Loaded, error) {
+	out := Loaded{ID: id}
+	for _, t := range tags {
+		n, err := oci.ParseRef(t)
+		if err != nil {
+			return out, err
+		}
+		if _, ok := n.(reference.Tagged); !ok {
+			return out, fault.Invalid.Errorf("invalid tag %q", t)
+		}
+		if err := l.s.setRef(n, id); err != nil {
+			return out, err
+		}
+		out.Tags = append(out.Tags, oci.Familiar(n))
+		l.s.o.Event("load", id, oci.Familiar(n))
+	}
+	if len(tags) == 0 {
+		l.s.o.Event("load", id, id.String())
+		l.progress(model.ProgressEvent{Stream: "Loaded image ID: " + id.String() + "\n"})
+	}
+	for _, t := range out.Tags {
+		l.progress(model.ProgressEvent{Stream: "Loaded image: " + t + "\n"})
+	}
+	return out, nil
+}
+
+// layout loads the images of an OCI layout (image-spec, image-layout.md).
+func (l *loader) layout(b []byte) ([]Loaded, error) {
+	idx, err := oci.ParseManifest(b, v1.MediaTypeImageIndex)
+	if err != nil {
+		return nil, err
+	}
+	var out []Loaded
+	for _, d := range idx.Manifests {
+		if d.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
+			continue
+		}
+		m, err := l.manifest(d, 0)
+		if err != nil {
+			return out, err
+		}
+		cfg, err := l.blob(m.Config)
+		if err != nil {
+			return out, err
+		}
+		parts := make([]part, len(m.Layers))
+		for i, d := range m.Layers {
+			parts[i] = part{name: "blobs/" + string(d.Digest.Algorithm()) + "/" + d.Digest.Encoded(), blob: d.Digest}
+		}
+		if err := l.image(cfg, parts); err != nil {
+			return out, err
+		}
+		one, err := l.tag(digest.FromBytes(cfg), layoutNames(d.Annotations))
+		if err != nil {
+			return out, err
+		}
+		out = append(out, one)
+	}
+	if len(out) == 0 {
+		return nil, fault.Invalid.Errorf("archive holds no image")
+	}
+	return out, nil
+}
+
+// manifest finds the image's manifest for a descriptor, through indexes.
+func (l *loader) manifest(d v1.Descriptor, depth int) (*oci.Manifest, error) {
+	if depth > 4 {
+		return nil, fault.Invalid.Errorf("indexes nest too deep")
+	}
+	b, err := l.blob(d)
+	if err != nil {
+		return nil, err
+	}
+	m, err := oci.ParseManifest(b, d.MediaType)
+	if err != nil || !m.Index {
+		return m, err
+	}
+	want := oci.Host()
+	if l.platform != nil {
+		want = *l.platform
+	}
+	next, err := oci.Choose(m.Manifests, want)
+	if err != nil {
+		return nil, err
+	}
+	return l.manifest(next, depth+1)
+}
+
+func (l *loader) blob(d v1.Descriptor) ([]byte, error) {
+	name := "blobs/" + string(d.Digest.Algorithm()) + "/" + d.Digest.Encoded()
+	b, ok := l.small[l.follow(name)]
+	if !ok {
+		return nil, fault.Invalid.Errorf("archive lacks %q", name)
+	}
+	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
+		return nil, fault.Invalid.Errorf("%q has another digest than its name", name)
+	}
+	return b, nil
+}
+
+// layoutNames reads an image's name from a layout's annotations.
+func layoutNames(a map[string]string) []string {
+	for _, k := range []string{"io.containerd.image.name", v1.AnnotationRefName} {
+		v := a[k]
+		if v == "" || k == v1.AnnotationRefName && !strings.ContainsAny(v, ":/") {
+			continue // a bare tag names nothing
+		}
+		if n, err := oci.ParseRef(v); err == nil {
+			if _, ok := n.(reference.Tagged); ok {
+				return []string{v}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"machine/agent/layer"
+	"machine/agent/layer/layertest"
+)
+
+func open(t *testing.T) *Store {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	s, err := Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	layertest.Run(t, func(t *testing.T) layer.Store { return open(t) })
+}
+
+// TestReopen: what was committed is there, what was staged is not.
+func TestReopen(t *testing.T) {
+	s := open(t)
+	ctx := context.Background()
+	l, err := s.Apply(ctx, "", bytes.NewReader(layertest.Tar(t, layertest.File("a", "1"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Create(ctx, "c", l.Chain); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Stage(ctx, bytes.NewReader(layertest.Tar(t, layertest.File("b", "1")))); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s, err = Open(s.root, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if got, err := s.Get(l.Chain); err != nil || got != l {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if ids := s.Containers(); len(ids) != 1 || ids[0] != "c" {
+		t.Errorf("containers %v", ids)
+	}
+	if err := s.Release(ctx, l.Chain); err == nil {
+		t.Error("released below a container after a restart")
+	}
+	s.Close()
+	for _, d := range []string{s.staging, s.trash} {
+		if list, _ := os.ReadDir(d); len(list) != 0 {
+			t.Errorf("%s holds %d entries", d, len(list))
+		}
+	}
+}
+
+// TestBrokenRecord: one broken record stops nothing; what stands on it goes
+// with it.
+func TestBrokenRecord(t *testing.T) {
+	s := open(t)
+	ctx := context.Background()
+	a, _ := s.Apply(ctx, "", bytes.NewReader(layertest.Tar(t, layertest.File("a", "1"))))
+	s.Apply(ctx, a.Chain, bytes.NewReader(layertest.Tar(t, layertest.File("b", "1"))))
+	c, _ := s.Apply(ctx, "", bytes.NewReader(layertest.Tar(t, layertest.File("c", "1"))))
+	if err := os.WriteFile(filepath.Join(s.layers, shortName(a.Chain), "layer.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(s.root, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if l := s.List(); len(l) != 1 || l[0].Chain != c.Chain {
+		t.Errorf("got %v", l)
+	}
+}
+
+// TestOldMount: the way of kernels before 6.5 shows the same.
+func TestOldMount(t *testing.T) {
+	s := open(t)
+	ctx := context.Background()
+	l, err := s.Apply(ctx, "", bytes.NewReader(layertest.Tar(t, layertest.File("a", "1"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Create(ctx, "c", l.Chain); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Rootfs("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := s.oldMount(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "root")
+	defer f.Close()
+	list, err := f.Readdirnames(-1)
+	if err != nil || len(list) < 2 {
+		t.Errorf("got %v, %v", list, err)
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	if bytes.Contains(mounts, []byte(s.root)) {
+		t.Error("the mount is still in the table")
+	}
+}
