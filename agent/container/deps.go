@@ -62,6 +62,8 @@ type NetworkInfo interface {
 type Volumes interface {
 	// Use makes the volume when it is absent, mounts it and counts the user.
 	Use(ctx context.Context, v model.VolumeRequest, containerID string) (model.Volume, error)
+	// Claim counts the user without mounting: users are not recorded.
+	Claim(name, containerID string) error
 	// Release drops the user's claim. Safe to repeat.
 	Release(ctx context.Context, name, containerID string) error
 	// Remove deletes it; a volume in use is a Conflict.

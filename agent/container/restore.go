@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
 	"machine/agent/fault"
@@ -58,6 +59,9 @@ func (m *Manager) Survivors(ctx context.Context) map[string]string {
 // networks restored, by container and network name.
 func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[string]*model.Endpoint) {
 	var restart []*Container
+	for _, c := range m.all() { // before anything can remove a volume
+		m.claimVolumes(c.rec.Load())
+	}
 	for _, c := range m.all() {
 		r := c.rec.Load()
 		c.mu.Lock()
@@ -81,6 +85,19 @@ func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[str
 	}
 	m.sweep()
 	m.startAll(ctx, restart)
+}
+
+// claimVolumes counts a container that was there before the agent as a user of
+// its volumes.
+func (m *Manager) claimVolumes(r *Record) {
+	for _, mt := range r.Mounts {
+		if mt.Type != mount.TypeVolume {
+			continue
+		}
+		if err := m.o.Volumes.Claim(mt.Name, r.ID); err != nil {
+			m.o.Log.Error("container's volume", "container", r.ID, "volume", mt.Name, "error", err)
+		}
+	}
 }
 
 // adopt takes a running or ended task over from the agent before.

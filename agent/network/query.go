@@ -123,14 +123,15 @@ func (m *Manager) eachEndpoint(f func(ep *Endpoint)) {
 	}
 }
 
-// Endpoints returns a container's endpoints by network name.
-func (m *Manager) Endpoints(containerID string) map[string]model.Endpoint {
-	out := map[string]model.Endpoint{}
+// Endpoints returns copies of a container's endpoints, by network name.
+func (m *Manager) Endpoints(containerID string) map[string]*model.Endpoint {
+	out := map[string]*model.Endpoint{}
 	if sb := m.sandboxOf(containerID); sb != nil {
 		sb.mu.Lock()
 		defer sb.mu.Unlock()
 		for _, ep := range sb.eps {
-			out[ep.NetworkName] = ep.Endpoint
+			c := ep.Endpoint
+			out[ep.NetworkName] = &c
 		}
 	}
 	return out
@@ -192,8 +193,8 @@ func (m *Manager) Remove(ctx context.Context, ref string) error {
 	return nil
 }
 
-// Filters are the API's filters: key to the set of its values.
-type Filters map[string]map[string]bool
+// Filters are the API's filters: key to its values.
+type Filters map[string][]string
 
 // Prune removes the networks of the user's that no container is attached to.
 // Filters: until (duration or time), label, label!. used tells of networks
@@ -232,7 +233,7 @@ func pruneUntil(f Filters) (time.Time, error) {
 			return time.Time{}, fault.Invalid.Errorf("invalid filter '%s'", k)
 		}
 	}
-	for v := range f["until"] {
+	for _, v := range f["until"] {
 		if len(f["until"]) > 1 {
 			return time.Time{}, fault.Invalid.Errorf("more than one until filter specified")
 		}
@@ -267,12 +268,12 @@ func MatchLabels(f Filters, labels map[string]string) bool {
 		got, ok := labels[k]
 		return ok && (!exact || got == v)
 	}
-	for want := range f["label"] {
+	for _, want := range f["label"] {
 		if !has(want) {
 			return false
 		}
 	}
-	for not := range f["label!"] {
+	for _, not := range f["label!"] {
 		if has(not) {
 			return false
 		}
@@ -290,7 +291,7 @@ func (m *Manager) ListFiltered(f Filters) ([]apinetwork.Inspect, error) {
 			return nil, fault.Invalid.Errorf("invalid filter '%s'", k)
 		}
 	}
-	for v := range f["type"] {
+	for _, v := range f["type"] {
 		if v != "builtin" && v != "custom" {
 			return nil, fault.Invalid.Errorf("invalid filter: 'type'='%s'", v)
 		}
@@ -317,7 +318,7 @@ func (m *Manager) matches(n apinetwork.Inspect, f Filters) bool {
 		if len(f[key]) == 0 {
 			return true
 		}
-		for v := range f[key] {
+		for _, v := range f[key] {
 			if fits(v) {
 				return true
 			}

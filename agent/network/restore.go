@@ -23,9 +23,12 @@ func (m *Manager) Restore(ctx context.Context, live map[string]string) error {
 	m.mu.Unlock()
 	var errs []error
 	var kept []*Endpoint
+	used := map[string]bool{} // also by containers that joined another's network
+	for container, key := range live {
+		used[key], used["container:"+container] = true, true
+	}
 	for _, sb := range all {
-		key, alive := live[sb.container]
-		if !alive || key != sb.key && "container:"+sb.container != sb.key {
+		if !used[sb.key] {
 			errs = append(errs, m.dropSandbox(ctx, sb))
 			continue
 		}

@@ -14,8 +14,8 @@ import (
 	"machine/agent/fault"
 )
 
-// Filters are the API's filters: key to the set of its values.
-type Filters map[string]map[string]bool
+// Filters are the API's filters: key to its values.
+type Filters map[string][]string
 
 // List returns the volumes in the order of their names. Filters: dangling,
 // driver, label, name.
@@ -46,7 +46,7 @@ func matches(f Filters, v *volume) bool {
 		if len(f[key]) == 0 {
 			return true
 		}
-		for want := range f[key] {
+		for _, want := range f[key] {
 			if fits(want) {
 				return true
 			}
@@ -76,12 +76,12 @@ func labelled(f Filters, labels map[string]string) bool {
 		got, ok := labels[k]
 		return ok && (!exact || got == val)
 	}
-	for want := range f["label"] {
+	for _, want := range f["label"] {
 		if !has(want) {
 			return false
 		}
 	}
-	for not := range f["label!"] {
+	for _, not := range f["label!"] {
 		if has(not) {
 			return false
 		}
@@ -98,7 +98,7 @@ func (m *Manager) Prune(ctx context.Context, f Filters) (apivolume.PruneReport, 
 	for k := range f {
 		switch k {
 		case "all":
-			for v := range f[k] {
+			for _, v := range f[k] {
 				all = truth(v)
 			}
 		case "label", "label!":

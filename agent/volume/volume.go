@@ -296,6 +296,19 @@ func (m *Manager) Use(ctx context.Context, r model.VolumeRequest, containerID st
 	return out, nil
 }
 
+// Claim counts a container as a user of a volume without mounting it: what an
+// agent that starts does for all containers there are. Safe to repeat; an
+// absent volume is fault.NotFound.
+func (m *Manager) Claim(name, containerID string) error {
+	v := m.get(name)
+	if v == nil {
+		return notFound(name)
+	}
+	defer v.mu.Unlock()
+	v.users[containerID] = true
+	return nil
+}
+
 // Release drops a container's claim; with the last one a mount ends. Safe to
 // repeat.
 func (m *Manager) Release(_ context.Context, name, containerID string) error {

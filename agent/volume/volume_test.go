@@ -103,10 +103,10 @@ func TestPruneTakesAnonymousOnly(t *testing.T) {
 	if r, err := m.Prune(ctx, nil); err != nil || len(r.VolumesDeleted) != 1 || r.VolumesDeleted[0] != anon.Name {
 		t.Errorf("got %+v, %v, want the anonymous volume", r, err)
 	}
-	if r, err := m.Prune(ctx, Filters{"all": {"1": true}}); err != nil || len(r.VolumesDeleted) != 1 || r.VolumesDeleted[0] != "named" {
+	if r, err := m.Prune(ctx, Filters{"all": {"1"}}); err != nil || len(r.VolumesDeleted) != 1 || r.VolumesDeleted[0] != "named" {
 		t.Errorf("all: got %+v, %v, want the named volume", r, err)
 	}
-	if _, err := m.Prune(ctx, Filters{"ghost": {"1": true}}); !fault.Is(err, fault.Invalid) {
+	if _, err := m.Prune(ctx, Filters{"ghost": {"1"}}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("unknown filter: got %v", err)
 	}
 }
@@ -127,11 +127,11 @@ func TestListFilters(t *testing.T) {
 		want string
 	}{
 		{nil, "db-data web-data"},
-		{Filters{"name": {"web": true}}, "web-data"},
-		{Filters{"label": {"k=y": true}}, "db-data"},
-		{Filters{"dangling": {"true": true}}, "db-data"},
-		{Filters{"dangling": {"0": true}}, "web-data"},
-		{Filters{"driver": {"ghost": true}}, ""},
+		{Filters{"name": {"web"}}, "web-data"},
+		{Filters{"label": {"k=y"}}, "db-data"},
+		{Filters{"dangling": {"true"}}, "db-data"},
+		{Filters{"dangling": {"0"}}, "web-data"},
+		{Filters{"driver": {"ghost"}}, ""},
 	} {
 		l, err := m.List(c.f)
 		var got []string
