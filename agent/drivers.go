@@ -1,0 +1,6 @@
+package agent
+
+import "machine/agent/network"
+
+// moreDrivers are the network drivers beside bridge, host and none.
+func moreDrivers() []network.Driver { return nil }
