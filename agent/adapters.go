@@ -69,23 +69,11 @@ func (n networkAdapter) endpoints(id string) map[string]*model.Endpoint {
 	return out
 }
 
-// sets turns filters into the older form that networks and volumes take.
-func sets(f container.Filters) map[string]map[string]bool {
-	out := map[string]map[string]bool{}
-	for k, vs := range f {
-		out[k] = map[string]bool{}
-		for _, v := range vs {
-			out[k][v] = true
-		}
-	}
-	return out
-}
-
 // networkAPI gives the API the networks.
 type networkAPI struct{ a *Agent }
 
 func (n networkAPI) List(_ context.Context, f container.Filters) ([]apinetwork.Inspect, error) {
-	list, err := n.a.networks.ListFiltered(sets(f))
+	list, err := n.a.networks.ListFiltered(network.Filters(f))
 	for i := range list {
 		list[i].Containers = map[string]apinetwork.EndpointResource{}
 	}
@@ -105,7 +93,7 @@ func (n networkAPI) Remove(ctx context.Context, ref string) error {
 }
 
 func (n networkAPI) Prune(ctx context.Context, f container.Filters) ([]string, error) {
-	rep, err := n.a.networks.Prune(ctx, sets(f), nil)
+	rep, err := n.a.networks.Prune(ctx, network.Filters(f), n.a.containers.RefersToNetwork)
 	return rep.NetworksDeleted, err
 }
 
@@ -129,7 +117,7 @@ func (n networkAPI) Disconnect(ctx context.Context, ref, id string, force bool) 
 type volumeAPI struct{ m *volume.Manager }
 
 func (v volumeAPI) List(_ context.Context, f container.Filters) ([]apivolume.Volume, error) {
-	rep, err := v.m.List(sets(f))
+	rep, err := v.m.List(volume.Filters(f))
 	return rep.Volumes, err
 }
 
@@ -152,7 +140,7 @@ func (v volumeAPI) Remove(ctx context.Context, name string, force bool) error {
 }
 
 func (v volumeAPI) Prune(ctx context.Context, f container.Filters) ([]string, uint64, error) {
-	rep, err := v.m.Prune(ctx, sets(f))
+	rep, err := v.m.Prune(ctx, volume.Filters(f))
 	return rep.VolumesDeleted, rep.SpaceReclaimed, err
 }
 

@@ -120,3 +120,16 @@ func (m *Manager) UsesOfImage(id string) (running, stopped []string) {
 	}
 	return
 }
+
+// RefersToNetwork tells whether a container that does not run will want a
+// network when it starts.
+func (m *Manager) RefersToNetwork(id, name string) bool {
+	for _, c := range m.all() {
+		for n, e := range c.rec.Load().Networks {
+			if n == name || e.NetworkID == id {
+				return true
+			}
+		}
+	}
+	return false
+}

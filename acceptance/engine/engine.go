@@ -1,0 +1,346 @@
+// Package engine runs agents for tests: the built binary, on a host of its
+// own made of namespaces, with the real docker client in front of it. What a
+// test leaves behind is found by Audit, and ends with the host in any case.
+package engine
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// An Engine is one agent on a host of its own.
+type Engine struct {
+	T      testing.TB
+	Dir    string // of all its files
+	Socket string // where clients connect; answers are checked on the way
+	Flags  []string
+
+	agentSocket string
+	holder      *exec.Cmd // keeps the namespaces
+	agent       *exec.Cmd
+	logMu       sync.Mutex
+	log         *os.File
+	cgroup      string
+	check       *checker
+}
+
+// Root is the top of the source tree.
+func Root() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+	}
+	panic("not in the source tree")
+}
+
+// Binary returns the path of a built program; the test fails when it is not
+// built, as "make test" builds it.
+func Binary(t testing.TB, name string) string {
+	t.Helper()
+	p := filepath.Join(Root(), "bin", name)
+	if _, err := os.Stat(p); err != nil {
+		t.Fatalf("%v: run make build first", err)
+	}
+	return p
+}
+
+// NeedRoot skips a test that cannot work without root.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// New starts an agent with further flags. The test's end stops everything.
+func New(t testing.TB, flags ...string) *Engine {
+	t.Helper()
+	NeedRoot(t)
+	dir, err := os.MkdirTemp("/var/tmp", "engine-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Engine{T: t, Dir: dir, Flags: flags, agentSocket: filepath.Join(dir, "agent.sock"), Socket: filepath.Join(dir, "docker.sock")}
+	e.cgroup = "/" + filepath.Base(dir)
+	e.log, err = os.Create(filepath.Join(dir, "agent.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.holder = exec.Command("unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc",
+		"sh", "-c", "mount --make-rprivate / && ip link set lo up && hostname enginehost && mount -t tmpfs tmpfs /run && echo ready && exec sleep infinity")
+	e.holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := e.holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.holder.Stderr = e.log
+	if err := e.holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.stop)
+	if n, err := out.Read(make([]byte, 16)); n == 0 {
+		t.Fatalf("host of namespaces did not come up: %v\n%s", err, e.Log())
+	}
+	e.check = newChecker(t)
+	e.proxy()
+	e.Start()
+	return e
+}
+
+// inner is the process in the holder's namespaces: the only child of unshare.
+func (e *Engine) inner() string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", e.holder.Process.Pid, e.holder.Process.Pid))
+	if err != nil {
+		e.T.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// Host makes a command that runs on the engine's host.
+func (e *Engine) Host(args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"-t", e.inner(), "-m", "-p", "-n", "-u", "-i", "--"}, args...)...)
+}
+
+// HostRun runs a command on the engine's host and returns its output.
+func (e *Engine) HostRun(args ...string) (string, error) {
+	b, err := e.Host(args...).CombinedOutput()
+	return strings.TrimSpace(string(b)), err
+}
+
+// Start starts the agent and waits until it answers.
+func (e *Engine) Start() {
+	e.T.Helper()
+	args := append([]string{
+		Binary(e.T, "agent"), "--host", "unix://" + e.agentSocket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", filepath.Join(e.Dir, "run"),
+		"--pidfile", filepath.Join(e.Dir, "agent.pid"), "--cgroup-parent", e.cgroup, "--config-file", "/dev/null",
+	}, e.Flags...)
+	e.agent = e.Host(args...)
+	e.agent.Stdout, e.agent.Stderr = e.log, e.log
+	// The agent must be a child that can be killed alone.
+	if err := e.agent.Start(); err != nil {
+		e.T.Fatal(err)
+	}
+	for range 600 {
+		c, err := net.Dial("unix", e.agentSocket)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if p, _ := os.FindProcess(e.agent.Process.Pid); p.Signal(syscall.Signal(0)) != nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	e.T.Fatalf("the agent does not answer:\n%s", e.Log())
+}
+
+// AgentPid is the agent's process, in the test's PID namespace.
+func (e *Engine) AgentPid() int {
+	pid := e.agent.Process.Pid // nsenter, whose child is the agent
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil {
+		return n
+	}
+	return pid
+}
+
+// Kill ends the agent with SIGKILL and waits for its end.
+func (e *Engine) Kill() {
+	e.T.Helper()
+	syscall.Kill(e.AgentPid(), syscall.SIGKILL)
+	e.agent.Wait()
+	os.Remove(e.agentSocket)
+}
+
+// Terminate ends the agent in an orderly way.
+func (e *Engine) Terminate() {
+	e.T.Helper()
+	syscall.Kill(e.AgentPid(), syscall.SIGTERM)
+	e.agent.Wait()
+}
+
+// Restart kills the agent and starts it again.
+func (e *Engine) Restart() {
+	e.T.Helper()
+	e.Kill()
+	e.Start()
+}
+
+// stop ends the host and all that runs there.
+func (e *Engine) stop() {
+	if e.T.Failed() {
+		e.T.Logf("the agent's log:\n%s", e.Log())
+	}
+	if e.check != nil {
+		e.check.report()
+	}
+	if e.agent != nil && e.agent.Process != nil {
+		syscall.Kill(e.AgentPid(), syscall.SIGKILL)
+		e.agent.Wait()
+	}
+	e.holder.Process.Kill()
+	e.holder.Wait()
+	e.log.Close()
+	for range 100 { // the kernel takes a moment to end a PID namespace
+		if e.removeCgroups() {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for range 50 {
+		if os.RemoveAll(e.Dir) == nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// cgroupDirs are the engine's cgroups in all hierarchies.
+func (e *Engine) cgroupDirs() []string {
+	a, _ := filepath.Glob("/sys/fs/cgroup/*" + e.cgroup)
+	b, _ := filepath.Glob("/sys/fs/cgroup" + e.cgroup)
+	return append(a, b...)
+}
+
+func (e *Engine) removeCgroups() bool {
+	ok := true
+	for _, d := range e.cgroupDirs() {
+		subs, _ := filepath.Glob(d + "/*/")
+		for _, s := range subs {
+			os.Remove(s)
+		}
+		if err := os.Remove(d); err != nil && !os.IsNotExist(err) {
+			ok = false
+		}
+	}
+	return ok
+}
+
+// Log is what the agent said.
+func (e *Engine) Log() string {
+	b, _ := os.ReadFile(filepath.Join(e.Dir, "agent.log"))
+	if len(b) > 16<<10 {
+		b = b[len(b)-16<<10:]
+	}
+	return string(b)
+}
+
+// Docker makes a command of the real docker client.
+func (e *Engine) Docker(args ...string) *exec.Cmd {
+	c := exec.Command("docker", append([]string{"-H", "unix://" + e.Socket}, args...)...)
+	c.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(e.Dir, "client"), "DOCKER_CLI_HINTS=false", "DOCKER_BUILDKIT=0", "DOCKER_CONTENT_TRUST=0")
+	return c
+}
+
+// A Result is what a command did.
+type Result struct {
+	Out, Err string
+	Code     int
+}
+
+// Try runs the docker client.
+func (e *Engine) Try(args ...string) Result {
+	return run(e.Docker(args...))
+}
+
+func run(c *exec.Cmd) Result {
+	var out, errb bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errb
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := c.Start(); err != nil {
+		return Result{Err: err.Error(), Code: -1}
+	}
+	stop := context.AfterFunc(ctx, func() { c.Process.Kill() })
+	c.Wait()
+	stop()
+	return Result{out.String(), errb.String(), c.ProcessState.ExitCode()}
+}
+
+// Run runs the docker client; it must succeed. The output is trimmed.
+func (e *Engine) Run(args ...string) string {
+	e.T.Helper()
+	r := e.Try(args...)
+	if r.Code != 0 {
+		e.T.Fatalf("docker %s: exit %d\n%s%s", strings.Join(args, " "), r.Code, r.Out, r.Err)
+	}
+	return strings.TrimSpace(r.Out)
+}
+
+// Input runs the docker client with input; it must succeed.
+func (e *Engine) Input(in string, args ...string) string {
+	e.T.Helper()
+	c := e.Docker(args...)
+	c.Stdin = strings.NewReader(in)
+	r := run(c)
+	if r.Code != 0 {
+		e.T.Fatalf("docker %s: exit %d\n%s%s", strings.Join(args, " "), r.Code, r.Out, r.Err)
+	}
+	return strings.TrimSpace(r.Out)
+}
+
+// Fails runs the docker client, which must fail with a code and a text.
+func (e *Engine) Fails(code int, text string, args ...string) {
+	e.T.Helper()
+	r := e.Try(args...)
+	if r.Code != code || !strings.Contains(r.Out+r.Err, text) {
+		e.T.Errorf("docker %s: exit %d, want %d and %q:\n%s%s", strings.Join(args, " "), r.Code, code, text, r.Out, r.Err)
+	}
+}
+
+// Eventually polls until f is true; the deadline is generous.
+func (e *Engine) Eventually(what string, f func() bool) {
+	e.T.Helper()
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if f() {
+			return
+		}
+	}
+	e.T.Fatalf("never came true: %s", what)
+}
+
+// Client is an HTTP client of the engine's API.
+func (e *Engine) Client() *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", e.Socket)
+	}}}
+}
+
+// Do makes a request of the API and returns status and body.
+func (e *Engine) Do(method, path, body string) (int, string) {
+	e.T.Helper()
+	req, err := http.NewRequest(method, "http://engine"+path, strings.NewReader(body))
+	if err != nil {
+		e.T.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	c := e.Client()
+	defer c.CloseIdleConnections()
+	resp, err := c.Do(req)
+	if err != nil {
+		e.T.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	var b bytes.Buffer
+	b.ReadFrom(resp.Body)
+	return resp.StatusCode, b.String()
+}
