@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"machine/cli/lifecycle"
+	"machine/cli/store"
+	"machine/drivers"
+	"machine/drivers/all"
+)
+
+const driverVar = "MACHINE_DRIVER"
+
+func (p *program) createCommand() *cli.Command {
+	return &cli.Command{Name: "create", Usage: "Create a machine", ArgsUsage: "[arg...]",
+		Description: "Run '" + p.name + " create --driver name --help' to include the create flags for that driver in the help text.",
+		Flags:       sharedFlags(), Action: p.create}
+}
+
+func sharedFlags() []cli.Flag {
+	list := func(name, usage string) cli.Flag { return &cli.StringSliceFlag{Name: name, Usage: usage} }
+	return []cli.Flag{
+		&cli.StringFlag{Name: "driver", Aliases: []string{"d"}, Value: all.Default(), EnvVars: []string{driverVar}, Usage: "Driver to create machine with."},
+		&cli.StringFlag{Name: "engine-install-url", Value: "https://get.docker.com", EnvVars: []string{"MACHINE_DOCKER_INSTALL_URL"}, Usage: "Accepted and kept: the engine comes with this program"},
+		list("engine-opt", "Specify arbitrary flags to include with the created engine in the form flag=value"),
+		list("engine-insecure-registry", "Specify insecure registries to allow with the created engine"),
+		list("engine-registry-mirror", "Specify registry mirrors to use (comma-separated in ENGINE_REGISTRY_MIRROR)"),
+		list("engine-label", "Specify labels for the created engine"),
+		&cli.StringFlag{Name: "engine-storage-driver", Usage: "Specify a storage driver to use with the engine"},
+		list("engine-env", "Specify environment variables to set in the engine"),
+		list("tls-san", "Support extra SANs for TLS certs"),
+		&cli.BoolFlag{Name: "swarm", Usage: "Configure Machine to join a Swarm cluster"},
+		&cli.StringFlag{Name: "swarm-image", Value: "swarm:latest", EnvVars: []string{"MACHINE_SWARM_IMAGE"}, Usage: "Specify Docker image to use for Swarm"},
+		&cli.BoolFlag{Name: "swarm-master", Usage: "Configure Machine to be a Swarm master"},
+		&cli.StringFlag{Name: "swarm-discovery", Usage: "Discovery service to use with Swarm"},
+		&cli.StringFlag{Name: "swarm-strategy", Value: "spread", Usage: "Define a default scheduling strategy for Swarm"},
+		list("swarm-opt", "Define arbitrary flags for Swarm master"),
+		list("swarm-join-opt", "Define arbitrary flags for Swarm join"),
+		&cli.StringFlag{Name: "swarm-host", Value: "tcp://0.0.0.0:3376", Usage: "ip/socket to listen on for Swarm master"},
+		&cli.StringFlag{Name: "swarm-addr", Usage: "addr to advertise for Swarm (default: detect and use the machine IP)"},
+		&cli.BoolFlag{Name: "swarm-experimental", Usage: "Enable Swarm experimental features"},
+		&cli.BoolFlag{Name: "resume", Usage: "Go on with a machine whose creation was cut off"},
+	}
+}
+
+// addDriverFlags looks for the driver's name in args, and adds its flags.
+func (p *program) addDriverFlags(cmd *cli.Command, args []string) error {
+	name := driverIn(args)
+	kind, err := p.kind(name)
+	if err != nil {
+		if hasHelp(args) {
+			return nil
+		}
+		return err
+	}
+	flags := append([]drivers.Flag{}, kind.Flags...)
+	sort.Slice(flags, func(i, j int) bool { return flags[i].Name < flags[j].Name })
+	for _, f := range flags {
+		var env []string
+		if f.Env != "" {
+			env = []string{f.Env}
+		}
+		switch v := f.Value.(type) {
+		case bool:
+			cmd.Flags = append(cmd.Flags, &cli.BoolFlag{Name: f.Name, Usage: f.Usage, EnvVars: env})
+		case int:
+			cmd.Flags = append(cmd.Flags, &cli.IntFlag{Name: f.Name, Usage: f.Usage, EnvVars: env, Value: v})
+		case []string:
+			cmd.Flags = append(cmd.Flags, &cli.StringSliceFlag{Name: f.Name, Usage: f.Usage})
+		case string:
+			cmd.Flags = append(cmd.Flags, &cli.StringFlag{Name: f.Name, Usage: f.Usage, EnvVars: env, Value: v})
+		}
+	}
+	return nil
+}
+
+func hasHelp(args []string) bool {
+	for _, a := range args {
+		if a == "-h" || a == "--help" || a == "-help" {
+			return true
+		}
+	}
+	return false
+}
+
+// kind finds a driver before the store is open.
+func (p *program) kind(name string) (drivers.Kind, error) {
+	m := &lifecycle.Manager{Kinds: all.Kinds(), Find: p.findPlugin}
+	return m.Kind(name)
+}
+
+// driverIn is the value of --driver in args, else the environment's, else the
+// default.
+func driverIn(args []string) string {
+	for i, a := range args {
+		if a == "--" {
+			break
+		}
+		name, value, has := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		if !strings.HasPrefix(a, "-") || name != "driver" && name != "d" {
+			continue
+		}
+		if has {
+			return value
+		}
+		if i+1 < len(args) {
+			return args[i+1]
+		}
+	}
+	if v := os.Getenv(driverVar); v != "" {
+		return v
+	}
+	return all.Default()
+}
+
+func (p *program) create(c *cli.Context) error {
+	kind, err := p.m.Kind(c.String("driver"))
+	if err != nil {
+		return err
+	}
+	if c.NArg() > 1 {
+		return fmt.Errorf("Invalid command line. Found extra arguments %v", c.Args().Slice()[1:]) //nolint:staticcheck // docker-machine's words
+	}
+	if c.NArg() == 0 {
+		_ = cli.ShowCommandHelp(parent(c), "create")
+		return errors.New("Error: No machine name specified") //nolint:staticcheck // docker-machine's words
+	}
+	name := c.Args().First()
+	if d := c.String("swarm-discovery"); d != "" && !strings.Contains(d, "://") {
+		return fmt.Errorf("Error parsing swarm discovery: %q has no ://", d) //nolint:staticcheck // docker-machine's words
+	}
+	err = p.m.Create(c.Context, lifecycle.Create{
+		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c, name),
+		SANs: c.StringSlice("tls-san"), Resume: c.Bool("resume"),
+	})
+	if err != nil {
+		return err
+	}
+	p.say("To see how to connect your Docker Client to the Docker Engine running on this virtual machine, run: %s env %s", p.argv[0], name)
+	return nil
+}
+
+// options are the driver's flags and the shared ones.
+func options(c *cli.Context, kind drivers.Kind) drivers.Options {
+	o := drivers.Options{}
+	for _, f := range sharedFlags() {
+		n := f.Names()[0]
+		switch f.(type) {
+		case *cli.BoolFlag:
+			o[n] = c.Bool(n)
+		case *cli.StringFlag:
+			o[n] = c.String(n)
+		case *cli.StringSliceFlag:
+			o[n] = c.StringSlice(n)
+		}
+	}
+	for _, f := range kind.Flags {
+		switch v := f.Value.(type) {
+		case bool:
+			o[f.Name] = c.Bool(f.Name)
+		case int:
+			o[f.Name] = c.Int(f.Name)
+		case string:
+			o[f.Name] = c.String(f.Name)
+		case []string:
+			o[f.Name] = v
+			if c.IsSet(f.Name) {
+				o[f.Name] = c.StringSlice(f.Name)
+			}
+		}
+	}
+	return o
+}
+
+func engineOptions(c *cli.Context) store.EngineOptions {
+	mirrors := c.StringSlice("engine-registry-mirror")
+	if v := os.Getenv("ENGINE_REGISTRY_MIRROR"); v != "" && len(mirrors) == 0 {
+		mirrors = strings.Split(v, ",")
+	}
+	return store.EngineOptions{
+		ArbitraryFlags: c.StringSlice("engine-opt"), Env: c.StringSlice("engine-env"),
+		InsecureRegistry: c.StringSlice("engine-insecure-registry"), Labels: c.StringSlice("engine-label"),
+		RegistryMirror: mirrors, StorageDriver: c.String("engine-storage-driver"), TlsVerify: true,
+		InstallURL: c.String("engine-install-url"),
+	}
+}
+
+func swarmOptions(c *cli.Context, name string) store.SwarmOptions {
+	return store.SwarmOptions{
+		IsSwarm: c.Bool("swarm") || c.Bool("swarm-master"), Image: c.String("swarm-image"), Agent: c.Bool("swarm"),
+		Master: c.Bool("swarm-master"), Discovery: c.String("swarm-discovery"), Address: c.String("swarm-addr"),
+		Host: c.String("swarm-host"), Strategy: c.String("swarm-strategy"), ArbitraryFlags: c.StringSlice("swarm-opt"),
+		ArbitraryJoinFlags: c.StringSlice("swarm-join-opt"), IsExperimental: c.Bool("swarm-experimental"),
+	}
+}

@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/template"
+
+	"github.com/urfave/cli/v2"
+)
+
+func (p *program) inspectCommand() *cli.Command {
+	return &cli.Command{Name: "inspect", Usage: "Inspect information about a machine", ArgsUsage: "[arg...]",
+		Description: "Argument is a machine name.",
+		Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "Format the output using the given go template."}},
+		Action:      p.inspect}
+}
+
+func (p *program) inspect(c *cli.Context) error {
+	mc, err := p.load(c)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = mc.Close() }()
+	raw, err := json.Marshal(mc.Driver)
+	if err != nil {
+		return err
+	}
+	mc.Record.Driver = raw
+	if c.String("format") == "" {
+		return printJSON(p.stdout, mc.Record)
+	}
+	// Templates run on plain maps, as in docker-machine: a missing field is
+	// no error.
+	data, err := json.Marshal(mc.Record)
+	if err != nil {
+		return err
+	}
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		return err
+	}
+	t, err := template.New("").Funcs(template.FuncMap{"json": toJSON, "prettyjson": prettyJSON}).Parse(c.String("format"))
+	if err != nil {
+		return fmt.Errorf("template parsing error: %w", err)
+	}
+	if err := t.Execute(p.stdout, m); err != nil {
+		return err
+	}
+	fmt.Fprintln(p.stdout)
+	return nil
+}
+
+func toJSON(v any) string { b, _ := json.Marshal(v); return string(b) }
+
+func prettyJSON(v any) string { b, _ := json.MarshalIndent(v, "", "    "); return string(b) }
+
+func printJSON(w io.Writer, v any) error {
+	b, err := json.MarshalIndent(v, "", "    ")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(w, string(b))
+	return err
+}
+
+// jsonRows are the rows of ls for programs.
+func jsonRows(rows []row) any {
+	type out struct {
+		Name, Driver, State, URL, DockerVersion, Error string
+		Active                                         bool
+	}
+	list := make([]out, 0, len(rows))
+	for _, r := range rows {
+		list = append(list, out{r.Name, r.DriverName, r.State.String(), r.URL, r.DockerVersion, r.Error, r.ActiveHost})
+	}
+	return list
+}

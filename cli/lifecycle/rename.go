@@ -1,0 +1,79 @@
+package lifecycle
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"machine/cli/store"
+	"machine/drivers"
+)
+
+// Rename gives a machine another name. Paths in its record that lie in its
+// folder follow. The host keeps its own host name. A local machine must be
+// stopped first: its files move.
+func (m *Manager) Rename(ctx context.Context, from, to string) error {
+	if !drivers.ValidName(to) {
+		return ErrNameInvalid
+	}
+	if !m.Store.Exists(from) {
+		return &store.NotExist{Name: from}
+	}
+	first, second := from, to
+	if second < first { // one order for all, or two renames wait for each other
+		first, second = second, first
+	}
+	unlock1, err := m.lock(ctx, first)
+	if err != nil {
+		return err
+	}
+	defer unlock1()
+	if first != second {
+		unlock2, err := m.lock(ctx, second)
+		if err != nil {
+			return err
+		}
+		defer unlock2()
+	}
+	mc, err := m.Load(from)
+	if err != nil {
+		return err
+	}
+	st, err := mc.Driver.State(ctx)
+	_ = mc.Close()
+	if err != nil {
+		return err
+	}
+	if mc.DriverName == "local" && st != drivers.Stopped {
+		return fmt.Errorf("machine %q runs: stop it first", from)
+	}
+	if err := m.Store.Rename(from, to); err != nil {
+		return err
+	}
+	rec, err := m.Store.Load(to)
+	if err != nil {
+		return err
+	}
+	return m.moved(rec, from, to)
+}
+
+// moved adapts the record in its new folder.
+func (m *Manager) moved(rec *store.Record, from, to string) error {
+	oldDir, newDir := m.Store.MachineDir(from), m.Store.MachineDir(to)
+	fix := func(s string) string {
+		if s == oldDir || strings.HasPrefix(s, oldDir+"/") || strings.HasPrefix(s, oldDir+`\`) {
+			return newDir + s[len(oldDir):]
+		}
+		return s
+	}
+	a := &rec.HostOptions.AuthOptions
+	for _, s := range []*string{&a.StorePath, &a.ServerCertPath, &a.ServerKeyPath, &a.ClientCertPath, &a.ClientKeyPath, &a.CaCertPath, &a.CaPrivateKeyPath} {
+		*s = fix(*s)
+	}
+	var err error
+	rec.Driver, err = renameDriver(rec.Driver, fix, to)
+	if err != nil {
+		return err
+	}
+	return m.Store.Save(rec)
+}

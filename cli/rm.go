@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"machine/cli/lifecycle"
+)
+
+func (p *program) rmCommand() *cli.Command {
+	return &cli.Command{Name: "rm", Usage: "Remove a machine", ArgsUsage: "[arg...]",
+		Description: "Argument(s) are one or more machine names.",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Remove local configuration even if machine cannot be removed, also implies an automatic yes (`-y`)"},
+			&cli.BoolFlag{Name: "y", Usage: "Assumes automatic yes to proceed with remove, without prompting further user confirmation"},
+		},
+		Action: p.rm}
+}
+
+func (p *program) rm(c *cli.Context) error {
+	names, force := c.Args().Slice(), c.Bool("force")
+	if len(names) == 0 {
+		_ = cli.ShowCommandHelp(parent(c), "rm")
+		return errors.New("Error: Expected to get one or more machine names as arguments") //nolint:staticcheck // docker-machine's words
+	}
+	p.say("About to remove %s", strings.Join(names, ", "))
+	p.say("WARNING: This action will delete both local reference and remote instance.")
+	if !force && !c.Bool("y") {
+		ok, _ := p.confirm("Are you sure? (y/n): ")
+		if !ok {
+			return nil
+		}
+	}
+	return lifecycle.Each(c.Context, names, 0, func(ctx context.Context, name string) error {
+		err := p.m.Remove(ctx, name, force)
+		if err != nil && force {
+			p.say("%s", err)
+			p.say("Can't remove %q", name)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		p.say("Successfully removed %s", name)
+		return nil
+	})
+}
+
+// confirm asks on stdout; eof tells that nobody answered.
+func (p *program) confirm(question string) (yes, eof bool) {
+	fmt.Fprint(p.stdout, question)
+	line, err := bufio.NewReader(p.stdin).ReadString('\n')
+	line = strings.ToLower(strings.TrimSpace(line))
+	return strings.HasPrefix(line, "y"), errors.Is(err, io.EOF) && line == ""
+}
+
+func (p *program) regenerateCommand() *cli.Command {
+	return &cli.Command{Name: "regenerate-certs", Usage: "Regenerate TLS Certificates for a machine", ArgsUsage: "[arg...]",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Force rebuild and do not prompt"},
+			&cli.BoolFlag{Name: "client-certs", Usage: "Also regenerate client certificates and CA."},
+		},
+		Action: func(c *cli.Context) error {
+			if !c.Bool("force") {
+				yes, eof := p.confirm("Regenerate TLS machine certs?  Warning: this is irreversible. (y/n): ")
+				if eof {
+					return errors.New("EOF")
+				}
+				if !yes {
+					return nil
+				}
+			}
+			p.say("Regenerating TLS certificates")
+			if c.Bool("client-certs") {
+				if err := p.m.Bootstrap(c.Context); err != nil {
+					return err
+				}
+			}
+			return p.each(c, p.m.RegenerateCerts)
+		}}
+}

@@ -1,0 +1,287 @@
+// Package ssh reaches hosts: it dials with the machine's key or the user's
+// agent, pins the host's key at first contact, runs commands, copies files and
+// forwards connections, all over one connection.
+package ssh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+const (
+	dialTimeout      = 10 * time.Second
+	handshakeTimeout = 10 * time.Second // a silent or half-open peer (F14)
+	keepAlive        = 10 * time.Second
+)
+
+// A Config says which host to reach and how.
+type Config struct {
+	Host string
+	Port int    // 22 when 0
+	User string // root when empty
+	Key  string // private key file; empty: SSH agent and the user's default keys
+	// KnownHosts is the machine's own file. The key of the first contact is
+	// written there, under Alias, and any other key is refused afterwards.
+	KnownHosts string
+	// Alias is the machine's name: with it a new IP is the same host.
+	Alias string
+	// Say, when set, is told of a host key that is seen for the first time.
+	Say func(format string, args ...any)
+}
+
+func (c Config) addr() string {
+	port := c.Port
+	if port == 0 {
+		port = 22
+	}
+	return net.JoinHostPort(c.Host, strconv.Itoa(port))
+}
+
+func (c Config) user() string {
+	if c.User == "" {
+		return "root"
+	}
+	return c.User
+}
+
+// ErrAuth is under the error of a host that refused our key: trying again does
+// not help.
+var ErrAuth = errors.New("the host refused the login")
+
+// An ExitError is the status of a command that ran and failed.
+type ExitError struct {
+	Status int    // 128+n when a signal ended it
+	Stderr string // its last words, when they were not shown
+}
+
+func (e *ExitError) Error() string {
+	msg := fmt.Sprintf("exit status %d", e.Status)
+	if s := strings.TrimSpace(e.Stderr); s != "" {
+		msg += ": " + s
+	}
+	return msg
+}
+
+// A Client is one connection to a host. Its methods are for use by any number
+// of goroutines.
+type Client struct {
+	*ssh.Client
+	stop chan struct{}
+	done chan struct{}
+}
+
+// Dial connects and logs in. ErrAuth and *HostKeyError are final, other
+// errors may pass. The caller closes the client.
+func Dial(ctx context.Context, c Config) (*Client, error) {
+	auth, closeAgent, err := authMethods(c)
+	if err != nil {
+		return nil, err
+	}
+	defer closeAgent()
+	hostKeys, err := newHostKeys(c)
+	if err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: dialTimeout}
+	conn, err := dialer.DialContext(ctx, "tcp", c.addr())
+	if err != nil {
+		return nil, fmt.Errorf("ssh to %s: %w", c.addr(), err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	cfg := &ssh.ClientConfig{
+		User:              c.user(),
+		Auth:              auth,
+		HostKeyCallback:   hostKeys.check,
+		HostKeyAlgorithms: hostKeys.algorithms(),
+		ClientVersion:     "SSH-2.0-machine",
+	}
+	// No chacha20-poly1305 and no CBC: Terrapin needs one of them, also
+	// against a peer without strict key exchange.
+	cfg.Ciphers = []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"}
+	sc, chans, reqs, err := ssh.NewClientConn(conn, c.addr(), cfg)
+	if err != nil {
+		_ = conn.Close()
+		return nil, dialError(ctx, c, err)
+	}
+	_ = conn.SetDeadline(time.Time{})
+	cl := &Client{Client: ssh.NewClient(sc, chans, reqs), stop: make(chan struct{}), done: make(chan struct{})}
+	go cl.keepAlive()
+	return cl, nil
+}
+
+func dialError(ctx context.Context, c Config, err error) error {
+	var hk *HostKeyError
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("ssh to %s: %w", c.addr(), ctx.Err())
+	case errors.As(err, &hk):
+		return hk
+	case strings.Contains(err.Error(), "unable to authenticate"):
+		with := "with " + c.Key
+		if c.Key == "" {
+			with = "with the SSH agent and the default keys"
+		}
+		return fmt.Errorf("ssh to %s: %w of user %q %s: is the public key in that user's authorized_keys?", c.addr(), ErrAuth, c.user(), with)
+	}
+	return fmt.Errorf("ssh to %s: %w", c.addr(), err)
+}
+
+// Wait dials until the host answers or ctx ends; a refused login or a changed
+// host key end it at once (F15).
+func Wait(ctx context.Context, c Config) (*Client, error) {
+	pause := 50 * time.Millisecond
+	for {
+		cl, err := Dial(ctx, c)
+		var hk *HostKeyError
+		if err == nil || errors.Is(err, ErrAuth) || errors.As(err, &hk) || isFinal(err) {
+			return cl, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pause):
+		}
+		pause = min(pause*3/2, 2*time.Second)
+	}
+}
+
+// isFinal tells errors of this computer from those of the host or the net.
+func isFinal(err error) bool {
+	var key *KeyError
+	return errors.As(err, &key)
+}
+
+// keepAlive closes a connection whose peer fell silent (F13, F27).
+func (c *Client) keepAlive() {
+	defer close(c.done)
+	for {
+		select {
+		case <-c.stop:
+			return
+		case <-time.After(keepAlive):
+		}
+		alive := make(chan error, 1)
+		go func() {
+			_, _, err := c.SendRequest("keepalive@openssh.com", true, nil)
+			alive <- err
+		}()
+		select {
+		case err := <-alive:
+			if err != nil {
+				return
+			}
+		case <-time.After(keepAlive):
+			_ = c.Client.Close()
+			return
+		case <-c.stop:
+			return
+		}
+	}
+}
+
+// Close ends the connection and waits for its helpers. Safe to repeat.
+func (c *Client) Close() error {
+	select {
+	case <-c.stop:
+		return nil
+	default:
+	}
+	close(c.stop)
+	err := c.Client.Close()
+	<-c.done
+	return err
+}
+
+// Run runs cmd in the login user's shell. A failed command is an *ExitError;
+// when ctx ends, the command is cut off. Nil streams are empty.
+func (c *Client) Run(ctx context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) error {
+	s, err := c.NewSession()
+	if err != nil {
+		return fmt.Errorf("ssh session: %w", err)
+	}
+	defer func() { _ = s.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	s.Stdin, s.Stdout, s.Stderr = stdin, stdout, stderr
+	return exitError(ctx, s.Run(cmd))
+}
+
+// Output runs cmd and returns its standard output, at most 16 MiB of it.
+func (c *Client) Output(ctx context.Context, cmd string, stdin io.Reader) (string, error) {
+	out, errs := &capped{max: 16 << 20}, &capped{max: 64 << 10}
+	err := c.Run(ctx, cmd, stdin, out, errs)
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		exit.Stderr = errs.String()
+	}
+	return out.String(), err
+}
+
+func exitError(ctx context.Context, err error) error {
+	var exit *ssh.ExitError
+	var missing *ssh.ExitMissingError
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &exit):
+		return &ExitError{Status: exit.ExitStatus()}
+	case errors.As(err, &missing):
+		return errors.New("the connection to the host broke while the command ran")
+	}
+	return err
+}
+
+// capped keeps the first max bytes and drops the rest.
+type capped struct {
+	strings.Builder
+	max int
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	if room := c.max - c.Len(); room > 0 {
+		c.Builder.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}
+
+// A KeyError says what is wrong with a private key file.
+type KeyError struct {
+	Path string
+	Err  error
+}
+
+func (e *KeyError) Error() string { return fmt.Sprintf("SSH key %s: %v", e.Path, e.Err) }
+
+func (e *KeyError) Unwrap() error { return e.Err }
+
+// Quote makes s one word of a POSIX shell.
+func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// readKey reads a private key, which nobody else may read.
+func readKey(path string) (ssh.Signer, error) {
+	if err := checkMode(path); err != nil {
+		return nil, &KeyError{path, err}
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &KeyError{path, err}
+	}
+	signer, err := ssh.ParsePrivateKey(data)
+	if err != nil {
+		return nil, &KeyError{path, err}
+	}
+	return signer, nil
+}

@@ -1,0 +1,59 @@
+# Puts files in place and (re)starts the agent's service. Before this text come
+# assignments: INIT, AGENT_TMP (or empty), AGENT, RESTART, RELOAD, SHIM, WANT;
+# and the function files(), which calls put NAME MODE <<here-document.
+set -eu
+PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+LC_ALL=C
+export PATH LC_ALL
+umask 077
+put() { # NAME MODE: standard input becomes the file, all of it or nothing
+	d=${1%/*}
+	[ -d "$d" ] || { mkdir -p "$d"; chmod 755 "$d"; }
+	cat >"$1.machine-new"
+	chmod "$2" "$1.machine-new"
+	sync "$1.machine-new" 2>/dev/null || :
+	mv -f "$1.machine-new" "$1"
+}
+if [ -n "$AGENT_TMP" ]; then
+	mkdir -p /usr/local/bin
+	t=$AGENT.machine-new
+	if [ "$AGENT_TMP" != "$t" ]; then cp "$AGENT_TMP" "$t" && rm -f "$AGENT_TMP"; fi
+	got=$(sha256sum "$t"); got=${got%% *}
+	[ "$got" = "$WANT" ] || { rm -f "$t"; echo "the agent was damaged on its way: checksum $got, not $WANT" >&2; exit 71; }
+	chown 0:0 "$t" 2>/dev/null || :
+	chmod 755 "$t"
+	mv -f "$t" "$AGENT"
+fi
+if ! "$AGENT" version --json >/dev/null 2>&1; then
+	"$AGENT" version --json >/dev/null || { echo "the agent does not run on this host" >&2; exit 72; }
+fi
+files
+if [ "$SHIM" = yes ] && ! command -v docker >/dev/null 2>&1; then ln -sf "$AGENT" /usr/local/bin/docker; fi
+case "$INIT" in
+systemd)
+	systemctl daemon-reload
+	systemctl enable machine-agent.service >/dev/null 2>&1 || systemctl enable machine-agent.service
+	if [ "$RESTART" = yes ]; then systemctl restart machine-agent.service
+	elif [ "$RELOAD" = yes ]; then systemctl reload-or-restart machine-agent.service
+	else systemctl start machine-agent.service; fi
+	;;
+openrc)
+	rc-update add machine-agent default >/dev/null
+	if [ "$RESTART" = yes ]; then rc-service machine-agent restart
+	elif [ "$RELOAD" = yes ]; then rc-service machine-agent reload
+	else rc-service machine-agent start; fi
+	;;
+*)
+	if [ "$INIT" = sysvinit ]; then
+		if command -v update-rc.d >/dev/null 2>&1; then update-rc.d machine-agent defaults >/dev/null 2>&1 || :
+		elif command -v chkconfig >/dev/null 2>&1; then chkconfig --add machine-agent || :; fi
+	fi
+	if "$AGENT" supervise --status >/dev/null 2>&1; then
+		if [ "$RESTART" = yes ]; then "$AGENT" supervise --restart
+		elif [ "$RELOAD" = yes ]; then "$AGENT" supervise --reload; fi
+	else
+		"$AGENT" supervise --args-file /etc/machine-agent/args </dev/null >/dev/null
+	fi
+	;;
+esac
+echo installed=yes
