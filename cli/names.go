@@ -13,8 +13,8 @@ import (
 const defaultName = "default"
 
 var (
-	errNoName   = errors.New(`Error: No machine name(s) specified and no "default" machine exists`) //nolint:staticcheck // docker-machine's words
-	errOneName  = errors.New("Error: Expected one machine name as an argument")                     //nolint:staticcheck // docker-machine's words
+	errNoName  = errors.New(`Error: No machine name(s) specified and no "default" machine exists`) //nolint:staticcheck // docker-machine's words
+	errOneName = errors.New("Error: Expected one machine name as an argument")                     //nolint:staticcheck // docker-machine's words
 )
 
 // oneName returns the only name given, or "default" if there is such a machine.

@@ -10,9 +10,8 @@
 // as it is; what the machine writes is in DIR/upper, its engine's data in
 // DIR/data. Nothing of the overlay shows in the computer's mount table.
 //
-// Beside it the package has what every host needs of the agent's binary: the
-// supervisor for hosts without an init system that restarts services, and the
-// pipe behind `docker system dial-stdio`.
+// Beside it the package has the supervisor, for hosts without an init system
+// that restarts services.
 package host
 
 import (
@@ -33,9 +32,6 @@ func Command(args []string) (code int, handled bool) {
 		return 0, false
 	}
 	rest := args[1:]
-	if filepath.Base(args[0]) == "docker" {
-		return dockerShim(rest), true
-	}
 	if len(rest) == 0 {
 		return 0, false
 	}
@@ -44,8 +40,6 @@ func Command(args []string) (code int, handled bool) {
 		return Main(rest[1:]), true
 	case "supervise":
 		return Supervise(rest[1:]), true
-	case "system":
-		return dockerShim(rest), true
 	}
 	return 0, false
 }

@@ -39,6 +39,9 @@ type initState struct {
 // runInit is PID 1 of a machine: fd 3 brings its configuration, fd 4 takes
 // "ok" or the error.
 func runInit() int {
+	// Children must not keep the pipes open: their ends are waited for.
+	unix.CloseOnExec(3)
+	unix.CloseOnExec(4)
 	cfg, ready := os.NewFile(3, "config"), os.NewFile(4, "ready")
 	var boot bootConfig
 	if err := json.NewDecoder(cfg).Decode(&boot); err != nil {
