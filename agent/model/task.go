@@ -42,6 +42,7 @@ type Process struct {
 	OOMScoreAdj     *int
 	Umask           *uint32
 	NoSeccomp       bool // exec of a privileged process: the container's filter is not applied
+	Detached        bool // of an exec: nobody will attach, its output is dropped
 }
 
 // LogConfig says how a task's output is recorded by its shim.

@@ -1,0 +1,290 @@
+//go:build linux
+
+package main
+
+import (
+	"runtime"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"machine/agent/logs/sink"
+	"machine/agent/runtime/stage"
+	"machine/agent/runtime/wire"
+)
+
+// A shim is the whole program's state.
+type shim struct {
+	ep       int
+	self     int    // the binary
+	dir      string // of the task
+	conns    map[int]bool
+	handlers map[int32]func(events uint32)
+	procs    map[uint32]*proc
+	execs    int // stages and programs of execs that live
+	prog     wire.Program
+	log      *sink.Log
+	stdio    stdio
+	null     int
+	tasks    []int // descriptors of the cgroups' lists of processes
+	oom      int
+	buf      []byte
+	shutdown bool
+	recorded bool
+}
+
+// A proc is a process that we wait for: the container's init (0), or an exec.
+type proc struct {
+	id     uint32
+	pid    int
+	pidfd  int
+	status int // the socket to its stage, -1 afterwards
+	exited bool
+	code   int
+	state  uint64
+}
+
+func run(control, listen int, dir string, self int) {
+	runtime.UnlockOSThread()
+	s := &shim{self: self, dir: dir, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
+		procs: map[uint32]*proc{}, oom: -1, buf: make([]byte, 64<<10)}
+	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	var err error
+	if s.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		fatal("epoll: " + err.Error())
+	}
+	if s.null, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+		fatal("/dev/null: " + err.Error())
+	}
+	unix.SetNonblock(listen, true)
+	s.watch(listen, unix.EPOLLIN, func(uint32) { s.accept(listen) })
+	s.adopt(control)
+	s.loop()
+}
+
+// watch calls f for events on fd until forget.
+func (s *shim) watch(fd int, events uint32, f func(events uint32)) {
+	s.handlers[int32(fd)] = f
+	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
+	if err := unix.EpollCtl(s.ep, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		fatal("watch: " + err.Error())
+	}
+}
+
+func (s *shim) rewatch(fd int, events uint32) {
+	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
+	unix.EpollCtl(s.ep, unix.EPOLL_CTL_MOD, fd, &ev)
+}
+
+// forget stops watching fd and closes it.
+func (s *shim) forget(fd int) {
+	if _, ok := s.handlers[int32(fd)]; ok {
+		delete(s.handlers, int32(fd))
+		unix.EpollCtl(s.ep, unix.EPOLL_CTL_DEL, fd, nil)
+	}
+	unix.Close(fd)
+}
+
+func (s *shim) loop() {
+	events := make([]unix.EpollEvent, 32)
+	for {
+		n, err := unix.EpollWait(s.ep, events, -1)
+		if err != nil && err != unix.EINTR {
+			fatal("epoll_wait: " + err.Error())
+		}
+		for i := 0; i < n; i++ {
+			if f := s.handlers[events[i].Fd]; f != nil {
+				f(events[i].Events)
+			}
+		}
+		if s.finished() {
+			return
+		}
+	}
+}
+
+// finished says that nobody needs this process any more: the exit is on
+// record, all output was taken, no exec runs; or the agent said so, or it
+// went away before there was anything to hold.
+func (s *shim) finished() bool {
+	init := s.procs[0]
+	if init == nil {
+		return len(s.conns) == 0
+	}
+	if s.shutdown {
+		return true
+	}
+	return s.recorded && s.execs == 0 && s.stdio.flushed()
+}
+
+func (s *shim) accept(listen int) {
+	fd, _, err := unix.Accept4(listen, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+	if err != nil {
+		return
+	}
+	// The directory is closed to others; this is for the day it is not.
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil || cred.Uid != 0 {
+		unix.Close(fd)
+		return
+	}
+	s.adopt(fd)
+}
+
+func (s *shim) adopt(fd int) {
+	unix.SetNonblock(fd, true)
+	s.conns[fd] = true
+	s.watch(fd, unix.EPOLLIN, func(uint32) { s.receive(fd) })
+}
+
+func (s *shim) drop(fd int) {
+	if s.conns[fd] {
+		delete(s.conns, fd)
+		s.forget(fd)
+	}
+}
+
+func (s *shim) send(fd int, m *wire.Message, fds ...int) {
+	if !s.conns[fd] {
+		return
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(fd, wire.Marshal(m), oob, nil, unix.MSG_NOSIGNAL); err != nil {
+		s.drop(fd) // it will see the end of the connection and ask again
+	}
+}
+
+func (s *shim) broadcast(m *wire.Message) {
+	for fd := range s.conns {
+		s.send(fd, m)
+	}
+}
+
+func (s *shim) receive(fd int) {
+	oob := make([]byte, unix.CmsgSpace(8*4))
+	buf := make([]byte, wire.MaxPacket)
+	n, oobn, flags, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	if err == unix.EAGAIN || err == unix.EINTR {
+		return
+	}
+	if err != nil || n == 0 {
+		s.drop(fd)
+		return
+	}
+	fds := rights(oob[:oobn])
+	var m wire.Message
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || wire.Unmarshal(buf[:n], &m) != nil {
+		closeAll(fds)
+		s.drop(fd)
+		return
+	}
+	if m.BodyFD && len(fds) > 0 {
+		last := fds[len(fds)-1]
+		fds = fds[:len(fds)-1]
+		m.Body, err = stage.ReadAll(last)
+		unix.Close(last)
+		if err != nil {
+			m.Body = nil
+		}
+	}
+	s.handle(fd, &m, fds)
+}
+
+func rights(oob []byte) (fds []int) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range msgs {
+		if f, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			fds = append(fds, f...)
+		}
+	}
+	return fds
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+func (s *shim) reply(fd int, seq uint32, err error, fds ...int) {
+	m := wire.Message{Kind: wire.MsgReply, Seq: seq}
+	if err != nil {
+		m.Err = err.Error()
+		if len(m.Err) > 8<<10 {
+			m.Err = m.Err[:8<<10]
+		}
+	}
+	s.send(fd, &m, fds...)
+}
+
+func (s *shim) handle(fd int, m *wire.Message, fds []int) {
+	init := s.procs[0]
+	switch m.Kind {
+	case wire.MsgCreate:
+		closeAll(fds)
+		err := s.create(m.Body)
+		if err != nil {
+			s.reply(fd, m.Seq, err)
+			s.shutdown = true
+			s.procs[0] = &proc{} // let the loop end
+			return
+		}
+		s.answer(fd, m.Seq)
+	case wire.MsgHello:
+		closeAll(fds)
+		s.answer(fd, m.Seq)
+	case wire.MsgStart:
+		closeAll(fds)
+		s.start(fd, m.Seq)
+	case wire.MsgAttach:
+		s.attach(m.Flags, fds)
+		s.reply(fd, m.Seq, nil)
+	case wire.MsgExec:
+		s.exec(fd, m, fds)
+	case wire.MsgResize:
+		closeAll(fds)
+		s.reply(fd, m.Seq, s.stdio.resize(uint32(m.A), uint32(m.B)))
+	case wire.MsgRotated:
+		closeAll(fds)
+		if s.log != nil {
+			s.log.Compressed(m.A, string(m.Body))
+		}
+	case wire.MsgShutdown:
+		closeAll(fds)
+		if init != nil && !init.exited && init.pidfd >= 0 {
+			unix.PidfdSendSignal(init.pidfd, unix.SIGKILL, nil, 0)
+			return // its exit comes first; the agent asks again
+		}
+		s.shutdown = true
+	default:
+		closeAll(fds)
+	}
+}
+
+// answer tells who the container's init is and how it is.
+func (s *shim) answer(fd int, seq uint32) {
+	m := wire.Message{Kind: wire.MsgReply, Seq: seq}
+	p := s.procs[0]
+	if p == nil {
+		m.Err = "nothing was created"
+		s.send(fd, &m)
+		return
+	}
+	m.A, m.B = p.state, uint64(p.pid)
+	if p.pidfd < 0 {
+		s.send(fd, &m)
+		return
+	}
+	s.send(fd, &m, p.pidfd)
+}
+
+func (s *shim) now() int64 { return time.Now().UnixNano() }
+
+func itoa(n int) string { return strconv.Itoa(n) }

@@ -1,0 +1,67 @@
+//go:build linux
+
+// Command shim is the process that stands between the agent and one container.
+// It makes the container, holds its stdio, writes its log, reaps it and keeps
+// its exit code, and it outlives the agent. The same binary, started with
+// other arguments, is the container's set-up stages and its minimal init.
+//
+// It is one thread with one epoll set: there is nothing in it to lock, and it
+// stays below a megabyte. It is run by the agent from a sealed memory file:
+//
+//	shim CONTROL LISTEN DIR SELF   the shim itself
+//	init STATUS ORDER SELF         the stage that becomes a container's init
+//	exec STATUS ORDER PIDFD SELF JOINED
+//	docker-init -- PATH ARGS...    PID 1 of docker run --init
+package main
+
+import (
+	"runtime"
+	"strconv"
+	_ "unsafe" // for linkname: package os would cost a third of the size
+
+	"golang.org/x/sys/unix"
+
+	"machine/agent/runtime/stage"
+)
+
+//go:linkname runtimeArgs os.runtime_args
+func runtimeArgs() []string
+
+//go:linkname runtimeEnvs syscall.runtime_envs
+func runtimeEnvs() []string
+
+func main() {
+	runtime.LockOSThread()
+	args := runtimeArgs()
+	if env := runtimeEnvs(); stage.IsTini(args, env) {
+		stage.Tini(args, env)
+	}
+	if len(args) < 4 {
+		fatal("this program is started by the agent only")
+	}
+	num := func(i int) int {
+		if i >= len(args) {
+			fatal("missing argument")
+		}
+		n, err := strconv.Atoi(args[i])
+		if err != nil {
+			fatal("bad argument " + args[i])
+		}
+		return n
+	}
+	switch args[0] {
+	case "init":
+		stage.Init(num(1), num(2), num(3))
+	case "exec":
+		stage.Exec(num(1), num(2), num(3), num(4), num(5) == 1)
+	case "shim":
+		run(num(1), num(2), args[3], num(4))
+	default:
+		fatal("unknown mode " + args[0])
+	}
+}
+
+func fatal(msg string) {
+	unix.Write(2, []byte("shim: "+msg+"\n"))
+	unix.Exit(125)
+}

@@ -1,0 +1,273 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+	"machine/agent/runtime"
+	"machine/agent/runtime/cgroup"
+	"machine/agent/runtime/wire"
+	"machine/agent/undo"
+)
+
+// Options are what a Shim is made from.
+type Options struct {
+	Root         string // data root of tasks; made when absent, 0700
+	CgroupParent string // "docker" when empty
+	Log          *slog.Logger
+	Binary       []byte // of the shim; the embedded one when empty
+}
+
+// A Shim makes and finds tasks. It may be used by several goroutines.
+type Shim struct {
+	log      *slog.Logger
+	parent   string
+	cgroups  *cgroup.Host
+	binary   *os.File
+	compiler runtime.Compiler
+}
+
+// New prepares the host: it finds the cgroups and loads the shim's binary. The
+// binary stays in memory until the process ends.
+func New(o Options) (*Shim, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Root != "" {
+		if err := os.MkdirAll(o.Root, 0o700); err != nil {
+			return nil, fault.Internal.Errorf("make the root of tasks: %w", err)
+		}
+	}
+	host, err := cgroup.Detect()
+	if err != nil {
+		return nil, err
+	}
+	bin, err := seal(o.Binary)
+	if err != nil && fault.KindOf(err) != fault.Unavailable {
+		return nil, err
+	}
+	return &Shim{log: o.Log, parent: strings.Trim(o.CgroupParent, "/"), cgroups: host, binary: bin}, nil
+}
+
+// Host tells what the host's cgroups can do.
+func (s *Shim) Host() *cgroup.Host { return s.cgroups }
+
+// Create makes the container and its first process up to the point where only
+// the program is missing. b.Dir is made when absent; the rest of b is the
+// caller's and may be changed afterwards. After an error nothing is left.
+func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err error) {
+	if s.binary == nil {
+		return nil, fault.Unavailable.Errorf("shim not built: make shims")
+	}
+	group, path, err := s.group(b)
+	if err != nil {
+		return nil, err
+	}
+	prog, err := s.compiler.Compile(b, group)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(b.Dir, 0o700); err != nil {
+		return nil, fault.Internal.Errorf("make the task's directory: %w", err)
+	}
+	var u undo.Stack
+	defer u.Run(&err)
+	for _, name := range []string{wire.ExitName, wire.SocketName} {
+		if err := os.Remove(filepath.Join(b.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fault.Internal.Errorf("clean the task's directory: %w", err)
+		}
+	}
+	m := &meta{Cgroup: path, LogPath: b.Log.Path, Compress: b.Log.Compress, TTY: b.Process.TTY, UserNS: prog.Process.UserNS,
+		AppArmor: prog.Process.AppArmor, Seccomp: prog.Process.Seccomp, SeccompFlags: prog.Process.SeccompFlags}
+	if b.Process.NoSeccomp && b.Spec != nil && b.Spec.Linux != nil {
+		m.Seccomp, m.SeccompFlags = nil, 0
+	}
+	u.Add(func() error { cleanFiles(b.Dir); return nil })
+	if err := m.save(b.Dir); err != nil {
+		return nil, err
+	}
+	u.Add(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return group.Delete(ctx)
+	})
+	var res = resources(b)
+	if err := group.Create(res); err != nil {
+		return nil, err
+	}
+	t := newTask(s, b.ID, b.Dir, m, group)
+	if err := s.spawn(t); err != nil {
+		return nil, err
+	}
+	u.Add(t.abort)
+	go t.read()
+	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgCreate, Body: wire.Marshal(prog)})
+	if err != nil {
+		return nil, t.explain(err)
+	}
+	if r.msg.Err != "" {
+		closeAll(r.fds)
+		return nil, fault.Internal.Errorf("unable to start container process: %s", r.msg.Err)
+	}
+	if err := t.adopt(r); err != nil {
+		return nil, err
+	}
+	u.Keep()
+	return t, nil
+}
+
+// group names the cgroups of a bundle's container.
+func (s *Shim) group(b *model.Bundle) (*cgroup.Group, string, error) {
+	parent := s.parent
+	if parent == "" {
+		parent = "docker"
+	}
+	path := parent + "/" + b.ID
+	if b.Spec != nil && b.Spec.Linux != nil && b.Spec.Linux.CgroupsPath != "" {
+		path = b.Spec.Linux.CgroupsPath
+		// systemd's form, slice:prefix:name.
+		if f := strings.Split(path, ":"); len(f) == 3 {
+			path = f[0] + "/" + f[1] + "-" + f[2] + ".scope"
+		}
+	}
+	g, err := s.cgroups.Group(path)
+	return g, path, err
+}
+
+// spawn starts the shim's process in a session of its own, so that no signal
+// to the agent's group reaches it.
+func (s *Shim) spawn(t *task) (err error) {
+	lis, err := listen(t.dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(lis)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fault.Internal.Errorf("make the shim's connection: %w", err)
+	}
+	defer unix.Close(pair[1])
+	errs, err := os.OpenFile(filepath.Join(t.dir, wire.ErrName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		unix.Close(pair[0])
+		return fault.Internal.Errorf("open the shim's error file: %w", err)
+	}
+	defer errs.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		unix.Close(pair[0])
+		return fault.Internal.Errorf("open %s: %w", os.DevNull, err)
+	}
+	defer null.Close()
+	pid, err := syscall.ForkExec(s.binary.Name(), []string{"shim", "3", "4", t.dir, "5"}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"GOMAXPROCS=1", "GOGC=50"},
+		Files: []uintptr{null.Fd(), null.Fd(), errs.Fd(), uintptr(pair[1]), uintptr(lis), s.binary.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		unix.Close(pair[0])
+		return fault.Internal.Errorf("start the shim: %w", err)
+	}
+	t.shim = pid
+	if t.client, err = newClient(pair[0]); err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		reap(pid)
+		return err
+	}
+	return nil
+}
+
+// reap waits for a shim that is our child; one that an earlier agent started
+// is not, and init reaps it.
+func reap(pid int) {
+	var ws unix.WaitStatus
+	for {
+		_, err := unix.Wait4(pid, &ws, 0, nil)
+		if err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// Load finds a task again after a restart of the agent: a live shim, or an
+// ended container's exit record. When there is neither, what is left of the
+// container is killed and the error is NotFound.
+func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
+	m, err := loadMeta(dir)
+	if err != nil {
+		return nil, fault.NotFound.Errorf("task %s: %w", id, err)
+	}
+	group, err := s.cgroups.Group(m.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	t := newTask(s, id, dir, m, group)
+	if err = t.connect(ctx); err == nil {
+		return t, nil
+	}
+	// The shim ends by itself once the exit is on record.
+	if rec, recErr := readExit(dir); recErr == nil {
+		t.finish(status(rec))
+		return t, nil
+	}
+	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if derr := group.Delete(kctx); derr != nil {
+		s.log.Warn("lost container's cgroup stays", "container", id, "err", derr)
+	}
+	cleanFiles(dir)
+	return nil, fault.NotFound.Errorf("task %s: its shim is gone and left no exit record: %w", id, err)
+}
+
+// connect adopts a live shim.
+func (t *task) connect(ctx context.Context) error {
+	fd, err := dial(t.dir)
+	if err != nil {
+		return err
+	}
+	if cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		t.shim = int(cred.Pid)
+	}
+	if t.client, err = newClient(fd); err != nil {
+		return err
+	}
+	go t.read()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgHello})
+	if err == nil && r.msg.Err != "" {
+		err = errors.New(r.msg.Err)
+	}
+	if err == nil {
+		err = t.adopt(r)
+	}
+	if err != nil {
+		t.client.conn.Close()
+		<-t.client.done
+	}
+	return err
+}
+
+func cleanFiles(dir string) {
+	for _, name := range []string{wire.ExitName, wire.SocketName, wire.MetaName, wire.ErrName, wire.ExitName + ".tmp", wire.MetaName + ".tmp"} {
+		_ = os.Remove(filepath.Join(dir, name))
+	}
+}
+
+func status(r *wire.ExitRecord) model.ExitStatus {
+	return model.ExitStatus{Code: int(r.Status), At: time.Unix(0, int64(r.At)).UTC(), OOMKilled: r.OOM, Err: r.Error}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
