@@ -1,0 +1,117 @@
+package docker
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// A running container survives the agent; what ended meanwhile is booked; no
+// log line is lost.
+func TestF29AgentKilled(t *testing.T) {
+	e := start(t)
+	e.Run("run", "-d", "--name", "on", "-p", "8080:80", "busybox", "sh", "-c", "i=0; echo hello >/tmp/index.html; httpd -p 80 -h /tmp; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
+	e.Run("run", "-d", "--name", "ends", "busybox", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 5")
+	e.Run("run", "-d", "--name", "rm", "--rm", "busybox", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.02; done")
+	pid := e.Run("inspect", "-f", "{{.State.Pid}}", "on")
+	for _, n := range []string{"ends", "rm"} {
+		e.Run("exec", "-d", n, "sh", "-c", "sleep 0.7; touch /tmp/go")
+	}
+	e.Restart()
+	equal(t, "pid", e.Run("inspect", "-f", "{{.State.Pid}}", "on"), pid)
+	e.Eventually("the end is booked", func() bool { return e.Run("inspect", "-f", "{{.State.Status}}{{.State.ExitCode}}", "ends") == "exited5" })
+	e.Eventually("--rm is done", func() bool { return e.Try("inspect", "rm").Code != 0 })
+	equal(t, "exec afterwards", e.Run("exec", "on", "echo", "ok"), "ok")
+	out, err := e.HostRun("curl", "-s", "-m", "5", "http://127.0.0.1:8080/")
+	if err != nil || out != "hello" {
+		t.Errorf("published port after the restart: %q, %v", out, err)
+	}
+	e.Run("stop", "-t", "0", "on")
+	lines := strings.Split(e.Run("logs", "on"), "\n")
+	for i, l := range lines {
+		if l != fmt.Sprint(i+1) {
+			t.Fatalf("line %d of the log is %q", i+1, l)
+		}
+	}
+	e.Audit()
+}
+
+// A host that was rebooted: nothing of the old containers runs, their state
+// says so, and policies are applied.
+func TestF37Reboot(t *testing.T) {
+	e := start(t)
+	e.Run("run", "-d", "--name", "plain", "busybox", "sleep", "1000")
+	e.Run("run", "-d", "--name", "always", "--restart", "always", "busybox", "sleep", "1000")
+	e.Run("run", "-d", "--name", "stopped", "--restart", "unless-stopped", "busybox", "sleep", "1000")
+	e.Run("stop", "-t", "0", "stopped")
+	e.Kill()
+	e.HostRun("sh", "-c", "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done")
+	e.Start()
+	equal(t, "plain", e.Run("inspect", "-f", "{{.State.Running}}", "plain"), "false")
+	e.Eventually("always is up", func() bool { return e.Run("inspect", "-f", "{{.State.Running}}", "always") == "true" })
+	equal(t, "stopped", e.Run("inspect", "-f", "{{.State.Running}}", "stopped"), "false")
+	e.Run("start", "plain")
+	e.Audit()
+}
+
+func TestRestartPolicies(t *testing.T) {
+	e := start(t)
+	e.Run("run", "-d", "--name", "three", "--restart", "on-failure:3", "busybox", "false")
+	e.Eventually("gave up", func() bool {
+		return e.Run("inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "three") == "3 exited"
+	})
+	e.Run("run", "-d", "--name", "ever", "--restart", "always", "busybox", "true")
+	e.Eventually("restarts", func() bool { return e.Run("inspect", "-f", "{{.RestartCount}}", "ever") != "0" })
+	e.Run("stop", "ever")
+	equal(t, "stays stopped", e.Run("inspect", "-f", "{{.State.Status}}", "ever"), "exited")
+	e.Run("rm", "ever")
+	e.Audit()
+}
+
+func TestHealth(t *testing.T) {
+	e := start(t)
+	e.Run("run", "-d", "--name", "h", "--health-cmd", "test -e /tmp/well", "--health-interval", "50ms", "--health-retries", "2", "busybox", "sleep", "1000")
+	status := func() string { return e.Run("inspect", "-f", "{{.State.Health.Status}}", "h") }
+	e.Eventually("unhealthy", func() bool { return status() == "unhealthy" })
+	e.Run("exec", "h", "touch", "/tmp/well")
+	e.Eventually("healthy", func() bool { return status() == "healthy" })
+	contains(t, "ps", e.Run("ps"), "(healthy)")
+	e.Audit()
+}
+
+func TestLimits(t *testing.T) {
+	e := start(t)
+	r := e.Try("run", "--name", "oom", "-m", "20m", "--memory-swap", "20m", "busybox", "sh", "-c", "x=a; while :; do x=$x$x; done")
+	equal(t, "code", fmt.Sprint(r.Code), "137")
+	equal(t, "OOMKilled", e.Run("inspect", "-f", "{{.State.OOMKilled}}", "oom"), "true")
+	e.Run("run", "-d", "--name", "l", "--cpus", "0.5", "--pids-limit", "20", "-m", "64m", "--ulimit", "nofile=100:200", "--sysctl", "net.ipv4.ip_default_ttl=33", "--shm-size", "8m", "busybox", "sleep", "1000")
+	equal(t, "ulimit", e.Run("exec", "l", "sh", "-c", "ulimit -n"), "100")
+	equal(t, "sysctl", e.Run("exec", "l", "cat", "/proc/sys/net/ipv4/ip_default_ttl"), "33")
+	contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "l"), "64MiB")
+	e.Run("update", "-m", "96m", "--memory-swap", "96m", "l")
+	contains(t, "updated", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "l"), "96MiB")
+	if e.Try("exec", "l", "sh", "-c", "for i in $(seq 30); do sleep 5 & done; wait").Code == 0 {
+		t.Error("more processes than the limit")
+	}
+	e.Fails(125, "minimum memory limit", "run", "-m", "1k", "busybox", "true")
+	e.Audit()
+}
+
+// The sequences of events that compose and others rely on.
+func TestEvents(t *testing.T) {
+	e := start(t)
+	since := strings.TrimSpace(e.Run("info", "-f", "{{.SystemTime}}"))
+	e.Run("run", "--name", "a", "--label", "k=v", "busybox", "true")
+	e.Run("run", "-d", "--name", "b", "busybox", "sleep", "1000")
+	e.Run("restart", "-t", "0", "b")
+	e.Run("rm", "-f", "b")
+	until := strings.TrimSpace(e.Run("info", "-f", "{{.SystemTime}}"))
+	seq := func(name string) string {
+		out := e.Run("events", "--since", since, "--until", until, "--filter", "container="+name, "--format", "{{.Action}}")
+		return strings.Join(strings.Fields(out), " ")
+	}
+	equal(t, "run", seq("a"), "create attach start die")
+	equal(t, "restart and rm -f", seq("b"), "create start kill kill die stop start restart kill die destroy")
+	contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=a"), "k=v")
+	e.Audit()
+}

@@ -1,0 +1,191 @@
+// Package docker drives the engine by the real docker client.
+package docker
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"machine/acceptance/engine"
+)
+
+// start gives an engine with the busybox image.
+func start(t *testing.T, flags ...string) *engine.Engine {
+	e := engine.New(t, flags...)
+	e.Busybox()
+	return e
+}
+
+func equal(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+func contains(t *testing.T, what, got, want string) {
+	t.Helper()
+	if !strings.Contains(got, want) {
+		t.Errorf("%s: got %q, want it to contain %q", what, got, want)
+	}
+}
+
+func TestRun(t *testing.T) {
+	e := start(t)
+	contains(t, "version", e.Run("version"), "API version:")
+	contains(t, "info", e.Run("info"), "Storage Driver: overlay2")
+	contains(t, "images", e.Run("images"), "busybox")
+	equal(t, "echo", e.Run("run", "--rm", "busybox", "echo", "hello"), "hello")
+	equal(t, "env", e.Run("run", "--rm", "-e", "A=b c", "busybox", "sh", "-c", "echo $A"), "b c")
+	equal(t, "workdir", e.Run("run", "--rm", "-w", "/made/here", "busybox", "pwd"), "/made/here")
+	equal(t, "user", e.Run("run", "--rm", "-u", "user", "busybox", "id"), "uid=1000(user) gid=1000(user) groups=1000(user),2000(extra)")
+	equal(t, "user numbers", e.Run("run", "--rm", "-u", "7:8", "busybox", "sh", "-c", "id -u; id -g"), "7\n8")
+	equal(t, "hostname", e.Run("run", "--rm", "--hostname", "ship", "busybox", "hostname"), "ship")
+	equal(t, "entrypoint", e.Run("run", "--rm", "--entrypoint", "echo", "busybox", "x", "y"), "x y")
+	equal(t, "home", e.Run("run", "--rm", "-u", "user", "busybox", "sh", "-c", "echo $HOME"), "/home")
+	contains(t, "hosts", e.Run("run", "--rm", "--add-host", "db:10.1.2.3", "busybox", "cat", "/etc/hosts"), "10.1.2.3\tdb")
+	equal(t, "stderr", e.Try("run", "--rm", "busybox", "sh", "-c", "echo oops >&2").Err, "oops\n")
+	equal(t, "read-only", fmt.Sprint(e.Try("run", "--rm", "--read-only", "busybox", "touch", "/x").Code), "1")
+	equal(t, "pid 1", e.Run("run", "--rm", "busybox", "sh", "-c", "echo $$"), "1")
+	equal(t, "init", e.Run("run", "--rm", "--init", "busybox", "sh", "-c", "test $$ -gt 1 && echo yes"), "yes")
+	e.Audit()
+}
+
+func TestExitCodes(t *testing.T) {
+	e := start(t)
+	e.Fails(7, "", "run", "--rm", "busybox", "sh", "-c", "exit 7")
+	e.Fails(137, "", "run", "--rm", "busybox", "sh", "-c", "kill -9 $$")
+	e.Fails(127, "executable file not found", "run", "--rm", "busybox", "nonesuch")
+	e.Fails(127, "no such file or directory", "run", "--rm", "busybox", "/none/such")
+	e.Fails(126, "permission denied", "run", "--rm", "busybox", "/etc/passwd")
+	e.Fails(1, "No such container", "start", "-a", "ghost")
+	e.Fails(125, "Unable to find image", "run", "--rm", "127.0.0.1:1/ghost")
+	e.Run("create", "--name", "taken", "busybox")
+	e.Fails(125, "is already in use", "run", "--name", "taken", "busybox")
+	e.Audit()
+}
+
+func TestInput(t *testing.T) {
+	e := start(t)
+	equal(t, "cat", e.Input("some\nlines\n", "run", "--rm", "-i", "busybox", "cat"), "some\nlines")
+	big := strings.Repeat("0123456789abcde\n", 400_000) // 6.4 MB
+	equal(t, "count", e.Input(big, "run", "--rm", "-i", "busybox", "wc", "-c"), fmt.Sprint(len(big)))
+	if got := e.Input(big, "run", "--rm", "-i", "busybox", "cat"); got+"\n" != big {
+		t.Errorf("cat of %d bytes gave %d", len(big), len(got)+1)
+	}
+	e.Audit()
+}
+
+func TestLifecycle(t *testing.T) {
+	e := start(t)
+	id := e.Run("run", "-d", "--name", "web", "--label", "tier=front", "busybox", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
+	contains(t, "ps", e.Run("ps", "--filter", "label=tier=front"), "web")
+	contains(t, "top", e.Run("top", "web"), "echo up")
+	e.Eventually("it says up", func() bool { return e.Run("logs", "web") == "up" })
+	e.Run("pause", "web")
+	contains(t, "paused", e.Run("ps"), "(Paused)")
+	e.Run("unpause", "web")
+	e.Run("rename", "web", "shop")
+	equal(t, "inspect name", e.Run("inspect", "-f", "{{.Name}} {{.Id}}", "shop"), "/shop "+id)
+	e.Run("stop", "shop")
+	equal(t, "wait", e.Run("wait", "shop"), "3")
+	contains(t, "ps -a", e.Run("ps", "-a"), "Exited (3)")
+	equal(t, "logs", e.Run("logs", "shop"), "up\nbye")
+	e.Run("start", "shop")
+	e.Run("restart", "-t", "1", "shop")
+	equal(t, "running", e.Run("inspect", "-f", "{{.State.Running}}", "shop"), "true")
+	e.Fails(1, "cannot remove container", "rm", "shop")
+	e.Run("kill", "shop")
+	equal(t, "killed", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "shop"), "exited 137")
+	e.Run("rm", "shop")
+	e.Fails(1, "No such", "inspect", "shop")
+	e.Fails(1, "No such container", "kill", "shop")
+	e.Audit()
+}
+
+func TestLogs(t *testing.T) {
+	e := start(t)
+	e.Run("run", "--name", "l", "busybox", "sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; echo err >&2")
+	equal(t, "tail", e.Run("logs", "--tail", "2", "l"), "line 5")
+	r := e.Try("logs", "-t", "l")
+	if f := strings.SplitN(strings.TrimSpace(r.Out), "\n", 2)[0]; len(strings.Fields(f)[0]) != len("2026-11-21T15:24:21.123456789Z") {
+		t.Errorf("timestamps: %q", f)
+	}
+	equal(t, "stderr", r.Err[31:], "err\n")
+	follow := e.Docker("logs", "-f", "f")
+	e.Run("run", "-d", "--name", "f", "busybox", "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.1; done")
+	b, err := follow.Output()
+	if err != nil || string(b) != "1\n2\n3\n" {
+		t.Errorf("logs -f: %q, %v", b, err)
+	}
+	e.Run("run", "--name", "n", "--log-driver", "none", "busybox", "echo", "x")
+	e.Fails(1, "does not support reading", "logs", "n")
+	e.Run("run", "--name", "loc", "--log-driver", "local", "busybox", "echo", "kept")
+	equal(t, "local driver", e.Run("logs", "loc"), "kept")
+	e.Audit()
+}
+
+func TestExec(t *testing.T) {
+	e := start(t)
+	e.Run("run", "-d", "--name", "x", "-e", "A=1", "busybox", "sleep", "1000")
+	equal(t, "exec", e.Run("exec", "x", "echo", "hi"), "hi")
+	equal(t, "env", e.Run("exec", "-e", "B=2", "x", "sh", "-c", "echo $A$B"), "12")
+	equal(t, "user and dir", e.Run("exec", "-u", "user", "-w", "/tmp", "x", "sh", "-c", "id -un; pwd"), "user\n/tmp")
+	equal(t, "stdin", e.Input("abc", "exec", "-i", "x", "cat"), "abc")
+	e.Fails(9, "", "exec", "x", "sh", "-c", "exit 9")
+	e.Fails(127, "executable file not found", "exec", "x", "nonesuch")
+	e.Fails(126, "permission denied", "exec", "x", "/etc/passwd")
+	e.Run("exec", "-d", "x", "touch", "/tmp/mark")
+	e.Eventually("detached exec ran", func() bool { return e.Try("exec", "x", "test", "-e", "/tmp/mark").Code == 0 })
+	e.Run("pause", "x")
+	e.Fails(1, "is paused", "exec", "x", "true")
+	e.Run("unpause", "x")
+	e.Run("stop", "-t", "0", "x")
+	e.Fails(1, "is not running", "exec", "x", "true")
+	e.Audit()
+}
+
+func TestCopy(t *testing.T) {
+	e := start(t)
+	e.Run("create", "--name", "c", "busybox", "sleep", "1000")
+	src := filepath.Join(e.Dir, "src")
+	os.MkdirAll(filepath.Join(src, "sub"), 0o755)
+	os.WriteFile(filepath.Join(src, "sub", "file"), []byte("data"), 0o640)
+	e.Run("cp", src, "c:/tmp/in")
+	e.Run("start", "c")
+	equal(t, "in", e.Run("exec", "c", "cat", "/tmp/in/sub/file"), "data")
+	e.Run("exec", "c", "sh", "-c", "echo more >/tmp/in/out; ln -s /tmp/in/out /tmp/link")
+	e.Run("cp", "c:/tmp/in/out", filepath.Join(e.Dir, "out"))
+	if b, _ := os.ReadFile(filepath.Join(e.Dir, "out")); string(b) != "more\n" {
+		t.Errorf("copied out: %q", b)
+	}
+	e.Run("cp", "-L", "c:/tmp/link", filepath.Join(e.Dir, "out2"))
+	if b, _ := os.ReadFile(filepath.Join(e.Dir, "out2")); string(b) != "more\n" {
+		t.Errorf("copied through a link: %q", b)
+	}
+	e.Fails(1, "Could not find the file", "cp", "c:/none", e.Dir)
+	diff := e.Run("diff", "c")
+	contains(t, "diff", diff, "A /tmp/in/sub/file")
+	e.Run("export", "-o", filepath.Join(e.Dir, "x.tar"), "c")
+	e.Audit()
+}
+
+func TestInspectFields(t *testing.T) {
+	e := start(t)
+	e.Run("run", "-d", "--name", "i", "-p", "8080:80", "--restart", "unless-stopped", "busybox", "sleep", "1000")
+	var in []map[string]any
+	if err := json.Unmarshal([]byte(e.Run("inspect", "i")), &in); err != nil || len(in) != 1 {
+		t.Fatal(err)
+	}
+	ns := in[0]["NetworkSettings"].(map[string]any)
+	if ip := ns["IPAddress"]; ip != "172.17.0.2" {
+		t.Errorf("legacy IPAddress: %v", ip)
+	}
+	equal(t, "port", e.Run("port", "i"), "80/tcp -> 0.0.0.0:8080")
+	equal(t, "gateway", e.Run("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge"), "172.17.0.1")
+	contains(t, "containers of a network", e.Run("network", "inspect", "bridge"), "172.17.0.2/16")
+	e.Audit()
+}
