@@ -1,0 +1,541 @@
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
+
+	"machine/agent/fault"
+)
+
+type ent struct {
+	tar.Header
+	body string
+}
+
+func tarOf(t testing.TB, list ...ent) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range list {
+		if e.Typeflag == 0 {
+			e.Typeflag = tar.TypeReg
+		}
+		if e.Mode == 0 {
+			e.Mode = 0o755
+		}
+		e.Size = int64(len(e.body))
+		if err := w.WriteHeader(&e.Header); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, e.body)
+	}
+	w.Close()
+	return b.Bytes()
+}
+
+func reg(name, body string) ent { return ent{tar.Header{Name: name}, body} }
+func dir(name string) ent       { return ent{tar.Header{Name: name, Typeflag: tar.TypeDir}, ""} }
+func sym(name, to string) ent {
+	return ent{tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to}, ""}
+}
+func hard(name, to string) ent {
+	return ent{tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: to}, ""}
+}
+
+func root(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+func openDir(t testing.TB, name string) *os.File {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// snapshot describes all below dir.
+func snapshot(t testing.TB, dir string) string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		i, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st := i.Sys()
+		line := fmt.Sprintf("%s %v %d %v", p, i.Mode(), i.Size(), i.ModTime().UnixNano())
+		_ = st
+		if i.Mode().IsRegular() {
+			b, _ := os.ReadFile(p)
+			line += " " + string(b)
+		}
+		out = append(out, line)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(out, "\n")
+}
+
+// hostile are archives that try to reach outside of where they are unpacked.
+// OUT stands for the absolute path of the folder outside.
+func hostile() map[string][]ent {
+	m := map[string][]ent{}
+	targets := map[string]string{"abs": "OUT", "up": "../out", "upup": "../../../../../../../../../../OUT", "proc": "/proc/self/cwd", "fd": "/proc/self/fd/3", "root": "/proc/1/root/OUT"}
+	for n, to := range targets {
+		m["file through link "+n] = []ent{sym("l", to), reg("l/victim", "evil")}
+		m["dir through link "+n] = []ent{sym("l", to), dir("l/d")}
+		m["link then same name "+n] = []ent{sym("victim", to+"/victim"), reg("victim", "evil")}
+		m["link then dir "+n] = []ent{sym("l", to), dir("l")}
+		m["hard through link "+n] = []ent{sym("l", to), hard("h", "l/victim"), reg("h", "evil")}
+		m["hard to outside "+n] = []ent{hard("h", to+"/victim"), reg("h", "evil")}
+		m["symlink through link "+n] = []ent{sym("l", to), sym("l/new", "x")}
+		m["whiteout through link "+n] = []ent{sym("l", to), reg("l/.wh.victim", "")}
+		m["opaque through link "+n] = []ent{sym("l", to), reg("l/.wh..wh..opq", "")}
+		m["chain "+n] = []ent{sym("a", to), sym("b", "a"), sym("c", "b"), reg("c/victim", "evil")}
+	}
+	for _, name := range []string{"../out/victim", "../../out/victim", "a/../../out/victim", "/../out/victim", "./../out/victim", "..", "OUT/victim", "a/../../../../../../../../../OUT/victim"} {
+		m["name "+name] = []ent{reg(name, "evil")}
+		m["dir name "+name] = []ent{dir(name)}
+		m["hard name "+name] = []ent{hard(name, "x")}
+	}
+	for _, name := range []string{".wh.", ".wh..", ".wh...", "a/.wh...", "a/.wh..", ".wh./x"} {
+		m["whiteout "+name] = []ent{dir("a"), reg(name, "")}
+	}
+	m["deep"] = []ent{dir(strings.Repeat("d/", 2000)), reg(strings.Repeat("d/", 2000)+"f", "x")}
+	m["too deep"] = []ent{dir(strings.Repeat("d/", 100_000))}
+	m["long"] = []ent{reg(strings.Repeat("n", 300), "x")}
+	m["empty link"] = []ent{sym("l", "")}
+	m["link to itself"] = []ent{sym("l", "l"), reg("l/x", "evil")}
+	m["hard to itself"] = []ent{hard("h", "h")}
+	m["hard to root"] = []ent{hard("h", "/")}
+	m["hard to dir"] = []ent{dir("d"), hard("h", "d")}
+	m["file as dir"] = []ent{reg("f", "x"), reg("f/x", "evil")}
+	m["mode through link"] = []ent{sym("l", "OUT/victim"), {tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "l", Mode: 0o777, Uid: 99}, ""}}
+	m["hard link to symlink, then owner"] = []ent{sym("l", "OUT/victim"), hard("h", "l"), {tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "l", Mode: 0o777, Uid: 99}, ""}}
+	m["xattr"] = []ent{{tar.Header{Name: "d", Typeflag: tar.TypeDir, PAXRecords: map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/x", "SCHILY.xattr.trusted.overlay.opaque": "y"}}, ""}}
+	m["device over link"] = []ent{sym("l", "OUT/victim"), {tar.Header{Name: "l", Typeflag: tar.TypeFifo}, ""}}
+	m["dir replaced by link"] = []ent{dir("d"), reg("d/x", ""), sym("d", "OUT"), reg("d/victim", "evil")}
+	m["dot as link"] = []ent{sym(".", "OUT"), reg("victim", "evil")}
+	m["dot as file"] = []ent{reg(".", "evil")}
+	return m
+}
+
+// TestS23HostileTars unpacks archives that want out, as a layer and as `cp`
+// does: each is refused or stays inside, and nothing outside changes. It is
+// also S22: links, then entries that would change owner and mode through
+// them.
+func TestS23HostileTars(t *testing.T) {
+	root(t)
+	cases := hostile()
+	if len(cases) < 60 {
+		t.Fatalf("only %d archives", len(cases))
+	}
+	for name, list := range cases {
+		for _, layer := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/layer=%v", name, layer), func(t *testing.T) { unpackHostile(t, list, layer) })
+		}
+	}
+}
+
+func unpackHostile(t *testing.T, list []ent, layer bool) {
+	top := t.TempDir()
+	out, in, disp := filepath.Join(top, "out"), filepath.Join(top, "in"), filepath.Join(top, "displaced")
+	for _, d := range []string{out, in, disp} {
+		os.Mkdir(d, 0o755)
+	}
+	os.WriteFile(filepath.Join(out, "victim"), []byte("good"), 0o600)
+	list = slices.Clone(list)
+	for i := range list {
+		list[i].Name = strings.ReplaceAll(list[i].Name, "OUT", out)
+		list[i].Linkname = strings.ReplaceAll(list[i].Linkname, "OUT", out)
+	}
+	before := snapshot(t, out)
+	var err error
+	if layer {
+		_, err = UnpackLayer(context.Background(), openDir(t, in), openDir(t, disp), bytes.NewReader(tarOf(t, list...)), io.Discard)
+	} else {
+		err = Unpack(context.Background(), openDir(t, in), "/", bytes.NewReader(tarOf(t, list...)), UnpackOptions{})
+	}
+	if after := snapshot(t, out); after != before {
+		t.Errorf("outside changed (%v):\n%s\n%s", err, before, after)
+	}
+	if k := fault.KindOf(err); err != nil && k != fault.Invalid && k != fault.NotFound && k != fault.Forbidden {
+		t.Errorf("an error of kind %v: %v", k, err)
+	}
+	if entries, _ := os.ReadDir(top); len(entries) != 3 {
+		t.Errorf("something appeared beside: %v", entries)
+	}
+	if layer {
+		noOverlayMarks(t, in)
+	}
+}
+
+// noOverlayMarks: what the kernel would believe must not come from an archive.
+func noOverlayMarks(t *testing.T, dir string) {
+	b := make([]byte, 64)
+	if n, err := unix.Lgetxattr(filepath.Join(dir, "d"), "trusted.overlay.redirect", b); err == nil {
+		t.Errorf("a redirect got through: %q", b[:n])
+	}
+}
+
+// TestS20CopySymlinkSwap: a container swaps a directory for a symlink to the
+// host while files are copied in and out; the host's never move.
+func TestS20CopySymlinkSwap(t *testing.T) {
+	root(t)
+	top := t.TempDir()
+	out, in := filepath.Join(top, "out"), filepath.Join(top, "in")
+	for _, d := range []string{out, filepath.Join(in, "d"), filepath.Join(in, "run")} {
+		os.MkdirAll(d, 0o755)
+	}
+	os.WriteFile(filepath.Join(out, "secret"), []byte("secret"), 0o600)
+	os.WriteFile(filepath.Join(in, "d", "secret"), []byte("inside"), 0o600)
+	os.Symlink(out, filepath.Join(in, "evil"))
+	os.MkdirAll(filepath.Join(in, "var"), 0o755)
+	os.Symlink("/run", filepath.Join(in, "var", "run"))
+	before := snapshot(t, out)
+	var stop atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for !stop.Load() {
+			unix.Renameat2(unix.AT_FDCWD, filepath.Join(in, "d"), unix.AT_FDCWD, filepath.Join(in, "evil"), unix.RENAME_EXCHANGE)
+		}
+	}()
+	r := openDir(t, in)
+	b := tarOf(t, reg("sub/new", "x"), reg("secret", "overwritten"))
+	for range 2500 {
+		Unpack(context.Background(), r, "/d", bytes.NewReader(b), UnpackOptions{})
+		var got bytes.Buffer
+		Pack(context.Background(), &got, r, "/d/", PackOptions{})
+		if bytes.Contains(got.Bytes(), []byte("secret\x00secret")) || strings.Contains(got.String(), "\x00secret\x00\x00") && strings.Contains(got.String(), "\nsecret") {
+			t.Fatal("the host's file came out")
+		}
+	}
+	stop.Store(true)
+	<-done
+	if after := snapshot(t, out); after != before {
+		t.Errorf("outside changed:\n%s\n%s", before, after)
+	}
+	if err := Unpack(context.Background(), r, "/var/run", bytes.NewReader(tarOf(t, reg("pid", "1"))), UnpackOptions{}); err != nil {
+		t.Errorf("through the container's own link: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(in, "run", "pid")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestS25Bombs: what unpacks to much more than it is takes little memory, and
+// no more disk than it has content.
+func TestS25Bombs(t *testing.T) {
+	root(t)
+	big := bytes.Repeat([]byte{0}, 8<<20)
+	var z bytes.Buffer
+	gz := gzip.NewWriter(&z)
+	w := tar.NewWriter(gz)
+	const size = 2 << 30
+	w.WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Size: size, Mode: 0o600})
+	for range size / len(big) {
+		w.Write(big)
+	}
+	w.Close()
+	gz.Close()
+	in := t.TempDir()
+	if err := Unpack(context.Background(), openDir(t, in), "/", &z, UnpackOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(in, "zeros"), &st); err != nil || st.Size != size || st.Blocks*512 > 64<<20 {
+		t.Errorf("size %d, on disk %d, %v", st.Size, st.Blocks*512, err)
+	}
+	var x bytes.Buffer
+	xw, _ := xz.WriterConfig{DictCap: 1 << 30}.NewWriter(&x)
+	if xw != nil {
+		xw.Write([]byte("x"))
+		xw.Close()
+		if _, err := Decompress(&x); !fault.Is(err, fault.Invalid) {
+			t.Errorf("xz with a dictionary of 1 GiB: %v", err)
+		}
+	}
+	enc, _ := zstd.NewWriter(nil, zstd.WithWindowSize(zstd.MaxWindowSize), zstd.WithSingleSegment(false))
+	frame := enc.EncodeAll(bytes.Repeat([]byte("x"), 600<<20), nil)
+	r, err := Decompress(bytes.NewReader(frame))
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+		r.Close()
+	}
+	if !fault.Is(err, fault.Invalid) {
+		t.Errorf("zstd with a window of 512 MiB: %v", err)
+	}
+	huge := tarOf(t, ent{tar.Header{Name: "s", PAXRecords: map[string]string{"GNX.sparse.major": "1", "GNX.sparse.minor": "0", "GNX.sparse.realsize": "9000000000000000000"}}, "1\n0\n1\n" + strings.Repeat("\x00", 506)})
+	huge = bytes.ReplaceAll(huge, []byte("GNX."), []byte("GNU.")) // the writer refuses to write it
+	if err := Unpack(context.Background(), openDir(t, t.TempDir()), "/", bytes.NewReader(huge), UnpackOptions{}); err == nil {
+		t.Error("a sparse file of 9 EB was taken")
+	}
+}
+
+func TestDecompress(t *testing.T) {
+	want := bytes.Repeat([]byte("hello "), 10000)
+	var g, x bytes.Buffer
+	gw := gzip.NewWriter(&g)
+	gw.Write(want)
+	gw.Close()
+	xw, _ := xz.NewWriter(&x)
+	xw.Write(want)
+	xw.Close()
+	enc, _ := zstd.NewWriter(nil)
+	for name, b := range map[string][]byte{"plain": want, "gzip": g.Bytes(), "xz": x.Bytes(), "zstd": enc.EncodeAll(want, nil), "empty": nil} {
+		r, err := Decompress(bytes.NewReader(b))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || name != "empty" && !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+		r.Close()
+		if name == "plain" || name == "empty" {
+			continue
+		}
+		r, err = Decompress(bytes.NewReader(b[:len(b)/2]))
+		if err == nil {
+			_, err = io.ReadAll(r)
+		}
+		if !fault.Is(err, fault.Invalid) && err != io.ErrUnexpectedEOF {
+			t.Errorf("%s cut: %v", name, err)
+		}
+	}
+}
+
+func names(t *testing.T, b []byte) []string {
+	t.Helper()
+	var out []string
+	r := tar.NewReader(bytes.NewReader(b))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, h.Name)
+	}
+}
+
+func TestPackNames(t *testing.T) {
+	in := t.TempDir()
+	os.MkdirAll(filepath.Join(in, "etc/sub"), 0o755)
+	os.WriteFile(filepath.Join(in, "etc/hosts"), []byte("h"), 0o644)
+	os.Symlink("etc", filepath.Join(in, "link"))
+	r := openDir(t, in)
+	for _, c := range []struct {
+		path string
+		o    PackOptions
+		want []string
+	}{
+		{"/etc", PackOptions{}, []string{"etc/", "etc/hosts", "etc/sub/"}},
+		{"/etc/", PackOptions{}, []string{"etc/", "etc/hosts", "etc/sub/"}},
+		{"/etc/.", PackOptions{}, []string{"./", "./hosts", "./sub/"}},
+		{"etc/hosts", PackOptions{RebaseName: "new"}, []string{"new"}},
+		{"/link", PackOptions{}, []string{"link"}},
+		{"/link/", PackOptions{}, []string{"link/", "link/hosts", "link/sub/"}},
+		{"/", PackOptions{}, []string{"/", "/etc/", "/etc/hosts", "/etc/sub/", "/link"}},
+		{"/", PackOptions{Flat: true}, []string{"etc/", "etc/hosts", "etc/sub/", "link"}},
+		{"/../..", PackOptions{Flat: true}, []string{"etc/", "etc/hosts", "etc/sub/", "link"}},
+	} {
+		var b bytes.Buffer
+		if err := Pack(context.Background(), &b, r, c.path, c.o); err != nil {
+			t.Errorf("%s: %v", c.path, err)
+			continue
+		}
+		if got := names(t, b.Bytes()); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %v, want %v", c.path, got, c.want)
+		}
+	}
+	if err := Pack(context.Background(), io.Discard, r, "/nope", PackOptions{}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("nope: %v", err)
+	}
+}
+
+// TestAttributes: what a tar says of a file is what the file gets, and what
+// Pack says again.
+func TestAttributes(t *testing.T) {
+	root(t)
+	at := time.Unix(1234567890, 0)
+	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	list := []ent{
+		{tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o1755, Uid: 5, Gid: 6, ModTime: at}, ""},
+		{tar.Header{Name: "d/f", Typeflag: tar.TypeReg, Mode: 0o4755, Uid: 7, Gid: 8, ModTime: at, PAXRecords: map[string]string{"SCHILY.xattr.security.capability": capability}}, "body"},
+		{tar.Header{Name: "d/hard", Typeflag: tar.TypeLink, Linkname: "d/f", Mode: 0o4755, Uid: 7, Gid: 8, ModTime: at}, ""},
+		{tar.Header{Name: "d/null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3, ModTime: at}, ""},
+		{tar.Header{Name: "d/pipe", Typeflag: tar.TypeFifo, Mode: 0o622, ModTime: at}, ""},
+		{tar.Header{Name: "d/sym", Typeflag: tar.TypeSymlink, Linkname: "../x", Mode: 0o777, Uid: 9, ModTime: at}, ""},
+	}
+	in := t.TempDir()
+	r := openDir(t, in)
+	if err := Unpack(context.Background(), r, "/", bytes.NewReader(tarOf(t, list...)), UnpackOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := Pack(context.Background(), &b, r, "/d", PackOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	tr := tar.NewReader(&b)
+	for i := 0; ; i++ {
+		h, err := tr.Next()
+		if err == io.EOF {
+			if i != len(list) {
+				t.Errorf("%d entries", i)
+			}
+			break
+		}
+		w := list[i].Header
+		if h.Name != w.Name || h.Typeflag != w.Typeflag || h.Mode != w.Mode || h.Uid != w.Uid || h.Gid != w.Gid || !h.ModTime.Equal(at) ||
+			h.Linkname != w.Linkname || h.Devmajor != w.Devmajor || h.Devminor != w.Devminor || w.PAXRecords != nil && h.PAXRecords["SCHILY.xattr.security.capability"] != capability {
+			t.Errorf("got  %+v\nwant %+v", h, w)
+		}
+	}
+}
+
+func TestOverwrite(t *testing.T) {
+	in := t.TempDir()
+	os.MkdirAll(filepath.Join(in, "d/sub"), 0o755)
+	os.WriteFile(filepath.Join(in, "f"), []byte("old"), 0o644)
+	r := openDir(t, in)
+	no := UnpackOptions{NoOverwriteDirNonDir: true, Owner: &Owner{os.Getuid(), os.Getgid()}}
+	if err := Unpack(context.Background(), r, "/", bytes.NewReader(tarOf(t, reg("d", "x"))), no); !fault.Is(err, fault.Invalid) {
+		t.Errorf("file over directory: %v", err)
+	}
+	if err := Unpack(context.Background(), r, "/", bytes.NewReader(tarOf(t, dir("f"))), no); !fault.Is(err, fault.Invalid) {
+		t.Errorf("directory over file: %v", err)
+	}
+	yes := UnpackOptions{Owner: no.Owner}
+	if err := Unpack(context.Background(), r, "/", bytes.NewReader(tarOf(t, reg("d", "x"), dir("f"), reg("f/new", "y"))), yes); err != nil {
+		t.Error(err)
+	}
+	if b, _ := os.ReadFile(filepath.Join(in, "f/new")); string(b) != "y" {
+		t.Errorf("f/new: %q", b)
+	}
+	if err := Unpack(context.Background(), r, "/none", bytes.NewReader(tarOf(t)), yes); !fault.Is(err, fault.NotFound) {
+		t.Errorf("into nothing: %v", err)
+	}
+}
+
+func TestStat(t *testing.T) {
+	in := t.TempDir()
+	os.MkdirAll(filepath.Join(in, "run/deep"), 0o755)
+	os.Mkdir(filepath.Join(in, "var"), 0o755)
+	os.Symlink("/run", filepath.Join(in, "var/run"))
+	os.Symlink("../../../../run/deep/../none", filepath.Join(in, "dangling"))
+	r := openDir(t, in)
+	s, err := Stat(r, "/var/run")
+	if err != nil || s.Mode&fs.ModeSymlink == 0 || s.LinkTarget != "/run" || s.Name != "run" {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	if s, err = Stat(r, "/var/run/"); err != nil || !s.Mode.IsDir() {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	if s, err = Stat(r, "/dangling"); err != nil || s.LinkTarget != "/run/none" {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	if _, err = Stat(r, "/none"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("none: %v", err)
+	}
+	if s, err = Stat(r, "/"); err != nil || !s.Mode.IsDir() || s.Name != "/" {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
+// TestRemoveDeep: a tree deeper than there are descriptors goes away.
+func TestRemoveDeep(t *testing.T) {
+	top := t.TempDir()
+	os.Mkdir(filepath.Join(top, "x"), 0o755)
+	fd, err := unix.Open(filepath.Join(top, "x"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5000 {
+		if err := unix.Mkdirat(fd, "d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(fd, "d", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		unix.Close(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd = next
+	}
+	unix.Close(fd)
+	if err := RemoveChildren(top); err != nil {
+		t.Fatal(err)
+	}
+	if list, _ := os.ReadDir(top); len(list) != 0 {
+		t.Errorf("left: %v", list)
+	}
+}
+
+func FuzzUnpackLayer(f *testing.F) {
+	for _, list := range hostile() {
+		if len(list) > 0 && len(list[0].Name) < 1000 {
+			f.Add(tarOf(f, list...))
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		root(t)
+		top := t.TempDir()
+		in, disp := filepath.Join(top, "in"), filepath.Join(top, "displaced")
+		os.Mkdir(in, 0o755)
+		os.Mkdir(disp, 0o755)
+		var skel bytes.Buffer
+		info, err := UnpackLayer(context.Background(), openDir(t, in), openDir(t, disp), bytes.NewReader(b), &skel)
+		if err != nil {
+			return
+		}
+		var again bytes.Buffer
+		if err := Assemble(context.Background(), &again, openDir(t, in), openDir(t, disp), &skel, info.Moved); err != nil || !bytes.Equal(again.Bytes(), b) {
+			t.Errorf("came back different: %v", err)
+		}
+	})
+}
+
+func FuzzDecompress(f *testing.F) {
+	f.Add([]byte("\x1f\x8b\x08"))
+	f.Add([]byte("\x28\xb5\x2f\xfd"))
+	f.Add([]byte("\xfd7zXZ\x00"))
+	f.Add([]byte("BZh9"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := Decompress(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		io.Copy(io.Discard, io.LimitReader(r, 64<<20))
+		r.Close()
+	})
+}
