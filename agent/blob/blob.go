@@ -125,8 +125,7 @@ func (s *Store) partial(d digest.Digest) string {
 // be at its end. While it is open, another Resume of the same blob waits, or
 // fails when ctx ends. The caller closes it.
 func (s *Store) Resume(ctx context.Context, d digest.Digest) (model.BlobWriter, error) {
-	name, err := s.path(d)
-	if err != nil {
+	if _, err := s.path(d); err != nil {
 		return nil, err
 	}
 	for {
@@ -144,7 +143,7 @@ func (s *Store) Resume(ctx context.Context, d digest.Digest) (model.BlobWriter, 
 			return nil, ctx.Err()
 		}
 	}
-	w := &writer{s: s, d: d, final: name}
+	w := &writer{s: s, d: d}
 	if err := w.open(); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("blob %s: %w", d, err)
@@ -155,22 +154,15 @@ func (s *Store) Resume(ctx context.Context, d digest.Digest) (model.BlobWriter, 
 type writer struct {
 	s      *Store
 	d      digest.Digest
-	final  string
 	f      *os.File
 	off    int64
 	hash   hash.Hash // of the first hashed bytes
 	hashed int64
-	whole  bool
 	once   sync.Once
 }
 
 func (w *writer) open() error {
 	w.hash = w.d.Algorithm().Hash()
-	if _, err := os.Stat(w.final); err == nil { // an earlier run came to its end
-		if err := os.Rename(w.final, w.s.partial(w.d)); err != nil {
-			return err
-		}
-	}
 	f, err := os.OpenFile(w.s.partial(w.d), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -231,7 +223,7 @@ func (w *writer) Reset() error {
 	return w.f.Truncate(0)
 }
 
-func (w *writer) Commit(ctx context.Context) error {
+func (w *writer) Check(ctx context.Context) error {
 	if w.hashed < w.off { // began in an earlier run and was not read yet
 		if _, err := io.Copy(io.Discard, &again{w: w, pos: w.hashed, end: w.off}); err != nil {
 			return err
@@ -241,13 +233,6 @@ func (w *writer) Commit(ctx context.Context) error {
 		w.Reset()
 		return fault.Invalid.Errorf("blob %s arrived as %s: it was damaged or changed on the way", w.d, got)
 	}
-	if err := os.MkdirAll(filepath.Dir(w.final), 0o700); err != nil {
-		return err
-	}
-	if err := os.Rename(w.s.partial(w.d), w.final); err != nil {
-		return err
-	}
-	w.whole = true
 	return nil
 }
 
@@ -255,7 +240,7 @@ func (w *writer) Close() error {
 	w.once.Do(func() {
 		if w.f != nil {
 			w.f.Close()
-			if w.off == 0 && !w.whole {
+			if w.off == 0 {
 				os.Remove(w.s.partial(w.d))
 			}
 		}

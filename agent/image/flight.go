@@ -42,9 +42,19 @@ type flight struct {
 // do runs f once for all that ask for key meanwhile. f ends early only when
 // all who wait have given up: one killed client ends nobody else's pull.
 func (fl *flights) do(ctx context.Context, key string, f func(context.Context) error) error {
+	for {
+		mine, err := fl.join(ctx, key, f)
+		if err == nil || mine || ctx.Err() != nil {
+			return err
+		}
+		// Another caller's credentials or luck failed: try with our own.
+	}
+}
+
+func (fl *flights) join(ctx context.Context, key string, f func(context.Context) error) (mine bool, err error) {
 	fl.mu.Lock()
 	w := fl.running[key]
-	if w == nil {
+	if mine = w == nil; mine {
 		fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		w = &flight{done: make(chan struct{}), cancel: cancel}
 		fl.running[key] = w
@@ -64,7 +74,7 @@ func (fl *flights) do(ctx context.Context, key string, f func(context.Context) e
 	fl.mu.Unlock()
 	select {
 	case <-w.done:
-		return w.err
+		return mine, w.err
 	case <-ctx.Done():
 	}
 	fl.mu.Lock()
@@ -78,5 +88,5 @@ func (fl *flights) do(ctx context.Context, key string, f func(context.Context) e
 		w.cancel()
 		<-w.done // the work stops before the caller goes on
 	}
-	return ctx.Err()
+	return mine, ctx.Err()
 }

@@ -348,15 +348,19 @@ func (s *Store) anyWith(diff digest.Digest) digest.Digest {
 func (l *loader) commit(chains, diffs []digest.Digest, parts []part) error {
 	var batch []model.StagedLayer
 	var parent digest.Digest // of the batch
-	flush := func(next digest.Digest) error {
-		if len(batch) > 0 {
-			if _, err := l.s.o.Layers.Commit(l.ctx, parent, batch); err != nil {
-				return err
-			}
-			batch = nil
+	defer func() {
+		for _, g := range batch {
+			g.Discard()
 		}
-		parent = next
-		return nil
+	}()
+	flush := func(next digest.Digest) error {
+		list, below := batch, parent
+		batch, parent = nil, next
+		if len(list) == 0 {
+			return nil
+		}
+		_, err := l.s.o.Layers.Commit(l.ctx, below, list)
+		return err
 	}
 	for i, c := range chains {
 		if _, err := l.s.o.Layers.Get(c); err == nil {

@@ -34,10 +34,10 @@ type BlobWriter interface {
 	Reader() io.Reader
 	// Reset forgets all bytes.
 	Reset() error
-	// Commit checks the digest and makes the blob whole; a wrong one is
-	// dropped.
-	Commit(ctx context.Context) error
-	// Close gives up the writer; what is there stays for the next one.
-	// Safe to repeat, and after Commit.
+	// Check compares the digest of all bytes with what it must be; on a
+	// mismatch, which is Invalid, they are forgotten.
+	Check(ctx context.Context) error
+	// Close ends the writing; what is there stays for the next writer, until
+	// the blob is deleted or has waited for a week. Safe to repeat.
 	Close() error
 }

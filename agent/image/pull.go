@@ -1,0 +1,422 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"machine/agent/archive"
+	"machine/agent/fault"
+	"machine/agent/model"
+	"machine/agent/oci"
+)
+
+// Pull gets an image from its registry: name, name:tag or name@digest, for a
+// platform ("" is the host's). Layers that are here are not fetched; others
+// are unpacked while they arrive, several at once, and a layer whose download
+// was cut short by whatever is taken up where it was. The name is saved last.
+// Pulls that need the same layer at once share it, and one that is given up
+// does not end the others. NotFound when the registry has none.
+func (s *Store) Pull(ctx context.Context, ref, platform string, auth model.RegistryAuth, progress model.Progress) (*model.Image, error) {
+	if s.o.Source == nil {
+		return nil, fault.NotImplemented.Errorf("pull: no registry client")
+	}
+	n, err := oci.ParseRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	var gone atomic.Bool // the client; a shared download may go on
+	defer gone.Store(true)
+	p := &pull{s: s, ctx: ctx, ref: n, auth: auth, explicit: platform != "", progress: func(e model.ProgressEvent) {
+		if !gone.Load() {
+			progress(e)
+		}
+	}}
+	if p.platform, err = oci.ParsePlatform(platform); err != nil {
+		return nil, err
+	}
+	return p.run()
+}
+
+type pull struct {
+	s        *Store
+	ctx      context.Context
+	ref      reference.Named
+	platform v1.Platform
+	explicit bool
+	auth     model.RegistryAuth
+	progress model.Progress
+
+	top      digest.Digest // what the reference names: an index or the manifest
+	manifest *oci.Manifest
+	config   []byte
+	diffs    []digest.Digest
+	chains   []digest.Digest
+}
+
+func (p *pull) say(id, status string) { p.progress(model.ProgressEvent{ID: id, Status: status}) }
+
+func (p *pull) run() (*model.Image, error) {
+	if err := p.resolve(); err != nil {
+		return nil, err
+	}
+	tag := "latest"
+	if t, ok := p.ref.(reference.Tagged); ok {
+		tag = t.Tag()
+	}
+	if d, ok := p.ref.(reference.Digested); ok {
+		tag = d.Digest().String()
+	}
+	p.say(tag, "Pulling from "+reference.Path(p.ref))
+	before, _ := p.s.Get(p.ctx, p.ref.String())
+	if err := p.getConfig(); err != nil {
+		return nil, err
+	}
+	p.chains = chainsOf(p.diffs)
+	defer p.s.lease(p.chains)()
+	if err := p.layers(); err != nil {
+		return nil, err
+	}
+	id, err := p.save()
+	if err != nil {
+		return nil, err
+	}
+	p.progress(model.ProgressEvent{Status: "Digest: " + p.top.String()})
+	if before != nil && before.ID == id {
+		p.progress(model.ProgressEvent{Status: "Status: Image is up to date for " + oci.Familiar(p.ref)})
+	} else {
+		p.progress(model.ProgressEvent{Status: "Status: Downloaded newer image for " + oci.Familiar(p.ref)})
+	}
+	p.s.o.Event("pull", id, oci.Familiar(p.ref))
+	return p.s.Get(p.ctx, id.String())
+}
+
+// resolve finds the manifest for the platform.
+func (p *pull) resolve() error {
+	want := p.ref.String()
+	for depth := 0; ; depth++ {
+		b, mt, err := p.s.o.Source.Manifest(p.ctx, want, p.auth)
+		if err != nil {
+			return p.denied(err)
+		}
+		m, err := oci.ParseManifest(b, mt)
+		if err != nil {
+			return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
+		}
+		if p.top == "" {
+			p.top = m.Digest
+			if d, ok := p.ref.(reference.Digested); ok {
+				p.top = d.Digest()
+			}
+		}
+		if !m.Index {
+			p.manifest = m
+			return nil
+		}
+		if depth > 4 {
+			return fault.Invalid.Errorf("pull %s: indexes nest too deep", oci.Familiar(p.ref))
+		}
+		d, err := oci.Choose(m.Manifests, p.platform)
+		if err != nil {
+			return err
+		}
+		c, err := reference.WithDigest(reference.TrimNamed(p.ref), d.Digest)
+		if err != nil {
+			return fault.Invalid.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
+		}
+		want = c.String()
+	}
+}
+
+// denied says what users know from Docker.
+func (p *pull) denied(err error) error {
+	if fault.Is(err, fault.Unauthorized) || fault.Is(err, fault.Forbidden) {
+		return fault.NotFound.Errorf("pull access denied for %s, repository does not exist or may require 'docker login': %w", reference.FamiliarName(p.ref), err)
+	}
+	return err
+}
+
+// digested is the reference of a part of the image's repository.
+func (p *pull) repo() string { return p.ref.String() }
+
+func (p *pull) getConfig() error {
+	d := p.manifest.Config
+	b, err := p.s.o.Blobs.Get(d.Digest)
+	if err != nil {
+		if b, err = p.fetchSmall(d); err != nil {
+			return err
+		}
+	}
+	var conf dockerspec.DockerOCIImage
+	if err := oci.ParseConfig(b, &conf); err != nil {
+		return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
+	}
+	if len(conf.RootFS.DiffIDs) != len(p.manifest.Layers) {
+		return fault.Invalid.Errorf("pull %s: the manifest has %d layers, its configuration (%s) %d: it is no container image", oci.Familiar(p.ref), len(p.manifest.Layers), d.MediaType, len(conf.RootFS.DiffIDs))
+	}
+	if len(conf.RootFS.DiffIDs) > oci.MaxLayers {
+		return fault.Invalid.Errorf("pull %s: max depth exceeded: %d layers", oci.Familiar(p.ref), len(conf.RootFS.DiffIDs))
+	}
+	for _, d := range conf.RootFS.DiffIDs {
+		if _, err := oci.ParseDigest(string(d)); err != nil {
+			return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
+		}
+	}
+	have := v1.Platform{OS: conf.OS, Architecture: conf.Architecture, Variant: conf.Variant}
+	if p.explicit && !oci.Matches(p.platform, have) {
+		return fault.NotFound.Errorf("image with reference %s was found but its platform (%s) does not match the specified platform (%s)", oci.Familiar(p.ref), oci.FormatPlatform(have), oci.FormatPlatform(p.platform))
+	}
+	if conf.OS != "" && conf.OS != p.platform.OS {
+		return fault.Invalid.Errorf("image operating system %q cannot be used on this platform", conf.OS)
+	}
+	p.config, p.diffs = b, conf.RootFS.DiffIDs
+	return nil
+}
+
+func (p *pull) fetchSmall(d v1.Descriptor) ([]byte, error) {
+	if d.Size > oci.MaxManifest {
+		return nil, fault.Invalid.Errorf("pull %s: configuration of %d bytes is too large", oci.Familiar(p.ref), d.Size)
+	}
+	r, err := p.s.o.Source.Blob(p.ctx, p.repo(), d, 0, p.auth)
+	if err != nil {
+		return nil, p.denied(err)
+	}
+	defer r.Close()
+	b, err := oci.ReadLimited(r, oci.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest {
+		return nil, fault.Invalid.Errorf("pull %s: configuration %s arrived as %s", oci.Familiar(p.ref), d.Digest, got)
+	}
+	return b, nil
+}
+
+// layers brings all layers here.
+func (p *pull) layers() error {
+	todo := 0
+	for i, c := range p.chains {
+		if _, err := p.s.o.Layers.Get(c); err == nil {
+			todo = i + 1
+		}
+	}
+	known := p.s.known(p.manifest.Config.Digest)
+	for i, d := range p.manifest.Layers {
+		switch {
+		case i >= todo:
+			p.say(short(d.Digest), "Pulling fs layer")
+		case !known:
+			p.say(short(d.Digest), "Already exists")
+		}
+	}
+	if todo == len(p.chains) {
+		return nil
+	}
+	slots := make(chan struct{}, p.s.o.Parallel)
+	return p.ensure(p.ctx, len(p.chains)-1, todo, slots)
+}
+
+func (s *Store) known(id digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.images[id] != nil
+}
+
+// ensure brings layer i and those below it, down to first, here. Each layer
+// is one flight that others may join: it stages its layer and joins its
+// parent's flight meanwhile, then commits. A flight only ever waits for one
+// nearer to the ground, so flights of many pulls cannot wait in a circle.
+func (p *pull) ensure(ctx context.Context, i, first int, slots chan struct{}) error {
+	if i < first {
+		return nil
+	}
+	return p.s.flight.do(ctx, p.chains[i].String(), func(ctx context.Context) (err error) {
+		if _, err := p.s.o.Layers.Get(p.chains[i]); err == nil {
+			return nil
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		var wg sync.WaitGroup
+		var below error
+		wg.Go(func() {
+			if below = p.ensure(ctx, i-1, first, slots); below != nil {
+				cancel()
+			}
+		})
+		g, err := p.stage(ctx, i, slots)
+		if err != nil {
+			cancel()
+		}
+		wg.Wait()
+		if below != nil && (err == nil || errors.Is(err, context.Canceled)) {
+			err = below
+		}
+		if err != nil {
+			if g != nil {
+				g.Discard()
+			}
+			return err
+		}
+		return p.commit(ctx, i, g)
+	})
+}
+
+func (p *pull) commit(ctx context.Context, i int, g model.StagedLayer) error {
+	var parent digest.Digest
+	if i > 0 {
+		parent = p.chains[i-1]
+	}
+	if _, err := p.s.o.Layers.Commit(ctx, parent, []model.StagedLayer{g}); err != nil {
+		return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
+	}
+	d := p.manifest.Layers[i]
+	p.say(short(d.Digest), "Pull complete")
+	if err := p.s.o.Blobs.Delete(d.Digest); err != nil {
+		p.s.o.Log.Warn("delete downloaded layer", "blob", d.Digest, "err", err)
+	}
+	return nil
+}
+
+// stage downloads and unpacks layer i.
+func (p *pull) stage(ctx context.Context, i int, slots chan struct{}) (model.StagedLayer, error) {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p.s.anyWith(p.diffs[i]) != "" { // here already, on top of something else
+		if g, err := p.s.copyLayer(ctx, p.diffs[i]); err == nil {
+			return g, nil
+		}
+	}
+	d := p.manifest.Layers[i]
+	w, err := p.s.o.Blobs.Resume(ctx, d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	for {
+		resumed := w.Offset() > 0
+		g, err := p.receive(ctx, i, w)
+		if err == nil {
+			return g, nil
+		}
+		// What an earlier run left may be torn: once more from the start.
+		if !resumed || !fault.Is(err, fault.Invalid) || ctx.Err() != nil {
+			return nil, fmt.Errorf("pull %s: layer %s: %w", oci.Familiar(p.ref), d.Digest, err)
+		}
+		if err := w.Reset(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (p *pull) receive(ctx context.Context, i int, w model.BlobWriter) (_ model.StagedLayer, err error) {
+	d := p.manifest.Layers[i]
+	if w.Offset() > d.Size {
+		if err := w.Reset(); err != nil {
+			return nil, err
+		}
+	}
+	start := w.Offset()
+	net, err := p.s.o.Source.Blob(ctx, p.repo(), d, start, p.auth)
+	if err != nil {
+		return nil, p.denied(err)
+	}
+	defer net.Close()
+	m := &meter{p: p, id: short(d.Digest), total: d.Size, n: start}
+	in := archive.Ahead(ctx, io.MultiReader(w.Reader(), &tee{r: net, w: w, m: m}))
+	defer in.Close()
+	g, err := p.s.o.Layers.Stage(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			g.Discard()
+		}
+	}()
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return nil, err
+	}
+	if w.Offset() != d.Size {
+		return nil, fault.Invalid.Errorf("blob has %d bytes instead of %d", w.Offset(), d.Size)
+	}
+	if err := w.Check(ctx); err != nil {
+		return nil, err
+	}
+	if g.DiffID() != p.diffs[i] {
+		return nil, fault.Invalid.Errorf("it unpacks to %s, the configuration says %s", g.DiffID(), p.diffs[i])
+	}
+	p.say(m.id, "Download complete")
+	return g, nil
+}
+
+// tee writes what it reads to the blob: an error of the disk is the reader's.
+type tee struct {
+	r io.Reader
+	w io.Writer
+	m *meter
+}
+
+func (t *tee) Read(b []byte) (int, error) {
+	n, err := t.r.Read(b)
+	if n > 0 {
+		if _, werr := t.w.Write(b[:n]); werr != nil {
+			return 0, werr
+		}
+		t.m.add(n)
+	}
+	return n, err
+}
+
+// meter tells how far a download is, now and then.
+type meter struct {
+	p     *pull
+	id    string
+	n, at int64
+	total int64
+}
+
+func (m *meter) add(n int) {
+	m.n += int64(n)
+	if m.n-m.at >= max(m.total/50, 512<<10) || m.n == m.total {
+		m.at = m.n
+		m.p.progress(model.ProgressEvent{ID: m.id, Status: "Downloading", Current: m.n, Total: m.total})
+	}
+}
+
+// save records the image and its names.
+func (p *pull) save() (digest.Digest, error) {
+	r := record{}
+	for i, d := range p.manifest.Layers {
+		r.Sources = append(r.Sources, source{Diff: p.diffs[i], Repo: p.ref.Name(), Blob: v1.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}})
+	}
+	id, err := p.s.add(p.config, r)
+	if err != nil {
+		return "", fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
+	}
+	c, err := reference.WithDigest(reference.TrimNamed(p.ref), p.top)
+	if err != nil {
+		return "", err
+	}
+	if err := p.s.setRef(c, id); err != nil {
+		return "", err
+	}
+	_, digested := p.ref.(reference.Digested)
+	if t, ok := p.ref.(reference.NamedTagged); ok && !digested {
+		if err := p.s.setRef(t, id); err != nil {
+			return "", err
+		}
+	}
+	return id, nil
+}

@@ -1,0 +1,318 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+	"machine/agent/oci"
+)
+
+// token is what a token server gave, or basic credentials.
+type token struct {
+	header  string // value of Authorization
+	expires time.Time
+}
+
+// tokenKey separates users, hosts and scopes; the secret itself is not kept
+// as a key.
+func tokenKey(e endpoint, k call) string {
+	h := sha256.New()
+	for _, s := range []string{e.base.String(), k.scope, k.auth.Username, k.auth.Password, k.auth.IdentityToken, k.auth.RegistryToken} {
+		h.Write([]byte(s))
+		h.Write([]byte{0})
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// setAuth adds what is known already.
+func (c *Client) setAuth(req *http.Request, e endpoint, k call) {
+	if e.mirror {
+		k.auth = model.RegistryAuth{}
+	}
+	if k.auth.RegistryToken != "" {
+		req.Header.Set("Authorization", "Bearer "+k.auth.RegistryToken)
+		return
+	}
+	c.mu.Lock()
+	t, ok := c.token[tokenKey(e, k)]
+	c.mu.Unlock()
+	if ok && time.Now().Before(t.expires) {
+		req.Header.Set("Authorization", t.header)
+	}
+}
+
+// A challenge is a parsed WWW-Authenticate header (RFC 9110, 11.6.1).
+type challenge struct {
+	scheme string
+	params map[string]string
+}
+
+// parseChallenges reads what a server wants; what is no challenge is passed
+// over.
+func parseChallenges(headers []string) []challenge {
+	var out []challenge
+	for _, h := range headers {
+		if len(h) > 16<<10 {
+			continue
+		}
+		scheme, rest, _ := strings.Cut(strings.TrimSpace(h), " ")
+		ch := challenge{strings.ToLower(scheme), map[string]string{}}
+		for rest = strings.TrimLeft(rest, " ,"); rest != ""; rest = strings.TrimLeft(rest, " ,") {
+			name, after, ok := strings.Cut(rest, "=")
+			if !ok {
+				break
+			}
+			var value string
+			if strings.HasPrefix(after, `"`) {
+				value, rest = quoted(after[1:])
+			} else {
+				i := strings.IndexByte(after, ',')
+				if i < 0 {
+					i = len(after)
+				}
+				value, rest = strings.TrimSpace(after[:i]), after[i:]
+			}
+			ch.params[strings.ToLower(strings.TrimSpace(name))] = value
+		}
+		out = append(out, ch)
+	}
+	return out
+}
+
+// quoted reads up to the closing quote.
+func quoted(s string) (value, rest string) {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '\\' && i+1 < len(s):
+			i++
+			b.WriteByte(s[i])
+		case s[i] == '"':
+			return b.String(), s[i+1:]
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return b.String(), ""
+}
+
+// authorize gets what a 401 asks for and remembers it.
+func (c *Client) authorize(ctx context.Context, h *http.Client, e endpoint, k call, resp *http.Response) error {
+	if e.mirror {
+		k.auth = model.RegistryAuth{} // they are not the mirror's
+	}
+	refused := apiError(resp, "")
+	c.mu.Lock()
+	delete(c.token, tokenKey(e, k))
+	c.mu.Unlock()
+	for _, ch := range parseChallenges(resp.Header.Values("Www-Authenticate")) {
+		switch ch.scheme {
+		case "basic":
+			if k.auth.Username == "" || e.base.Scheme == "http" && !e.insecure {
+				continue
+			}
+			req := &http.Request{Header: http.Header{}}
+			req.SetBasicAuth(k.auth.Username, k.auth.Password)
+			c.remember(e, k, token{req.Header.Get("Authorization"), time.Now().Add(time.Hour)})
+			return nil
+		case "bearer":
+			t, err := c.fetchToken(ctx, h, e, k, ch.params)
+			if err != nil {
+				return err
+			}
+			c.remember(e, k, t)
+			return nil
+		}
+	}
+	if fault.Is(refused, fault.Unauthorized) || fault.Is(refused, fault.Forbidden) {
+		return refused
+	}
+	return fault.Unauthorized.Errorf("no basic auth credentials")
+}
+
+func (c *Client) remember(e endpoint, k call, t token) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.token) > 1000 {
+		clear(c.token)
+	}
+	c.token[tokenKey(e, k)] = t
+}
+
+// trusts tells whether credentials for host may be shown to a token server:
+// the same host, or one of the same organisation (auth.docker.io for
+// registry-1.docker.io, gitlab.com for registry.gitlab.com).
+func trusts(host, realm string) bool {
+	if host == realm {
+		return true
+	}
+	name := func(s string) string {
+		if h, _, err := net.SplitHostPort(s); err == nil {
+			return h
+		}
+		return s
+	}
+	a, b := strings.ToLower(name(host)), strings.ToLower(name(realm))
+	if _, err := netip.ParseAddr(strings.Trim(a, "[]")); err == nil {
+		return false // another port of an address is another server
+	}
+	if a == "registry.redhat.io" && b == "sso.redhat.com" {
+		return true
+	}
+	_, parent, ok := strings.Cut(a, ".")
+	if !ok || !organisation(parent) {
+		return strings.HasSuffix(b, "."+a) && organisation(a)
+	}
+	return b == parent || strings.HasSuffix(b, "."+parent)
+}
+
+// organisation tells whether a domain belongs to one owner, as example.com
+// and example.co.uk do and com and co.uk do not.
+func organisation(d string) bool {
+	labels := strings.Split(d, ".")
+	switch {
+	case len(labels) < 2:
+		return false
+	case len(labels) == 2 && len(labels[1]) == 2 && len(labels[0]) <= 3: // co.uk, com.au
+		return false
+	}
+	return true
+}
+
+// fetchToken asks a token server (distribution-spec's token authentication;
+// with an identity token OAuth2's refresh).
+func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k call, p map[string]string) (token, error) {
+	u, err := url.Parse(p["realm"])
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil {
+		return token{}, fault.Unavailable.Errorf("registry %s names no token server that can be used: %.200q", e.base.Host, p["realm"])
+	}
+	if u.Scheme == "http" && !(e.insecure && (e.base.Scheme == "http" || c.IsInsecure(ctx, u.Host))) {
+		return token{}, fault.Forbidden.Errorf("registry %s sends to a token server over plain HTTP at %s: refused", e.base.Host, u.Host)
+	}
+	if !trusts(e.base.Host, u.Host) {
+		k.auth = model.RegistryAuth{}
+	}
+	scopes := []string{}
+	if k.scope != "" {
+		scopes = strings.Split(k.scope, " ")
+	} else if p["scope"] != "" {
+		scopes = []string{p["scope"]}
+	}
+	if u.Host != e.base.Host {
+		if h, err = c.client(endpoint{base: u, insecure: e.insecure && c.IsInsecure(ctx, u.Host)}); err != nil {
+			return token{}, err
+		}
+	}
+	req, err := tokenRequest(ctx, u, k.auth, p["service"], scopes)
+	if err != nil {
+		return token{}, fault.Unavailable.Errorf("token of registry %s: %w", e.base.Host, err)
+	}
+	req.Header.Set("User-Agent", c.o.UserAgent)
+	resp, err := h.Do(req)
+	if err != nil {
+		return token{}, fault.Unavailable.Errorf("token of registry %s: %w", e.base.Host, noSecrets(err))
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return token{}, apiError(resp, "")
+	}
+	return readToken(resp)
+}
+
+func tokenRequest(ctx context.Context, u *url.URL, auth model.RegistryAuth, service string, scopes []string) (*http.Request, error) {
+	if auth.IdentityToken != "" {
+		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {auth.IdentityToken}, "service": {service}, "client_id": {"docker"}, "scope": {strings.Join(scopes, " ")}}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(form.Encode()))
+		if err == nil {
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		return req, err
+	}
+	v := u.Query()
+	if service != "" {
+		v.Set("service", service)
+	}
+	for _, s := range scopes {
+		v.Add("scope", s)
+	}
+	if auth.Username != "" {
+		v.Set("account", auth.Username)
+	}
+	with := *u
+	with.RawQuery = v.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, with.String(), nil)
+	if err == nil && auth.Username != "" {
+		req.SetBasicAuth(auth.Username, auth.Password)
+	}
+	return req, err
+}
+
+func readToken(resp *http.Response) (token, error) {
+	b, err := oci.ReadLimited(resp.Body, 1<<20)
+	if err != nil {
+		return token{}, fault.Unavailable.Errorf("read token: %w", err)
+	}
+	var t struct {
+		Token       string `json:"token"`
+		AccessToken string `json:"access_token"`
+		ExpiresIn   int    `json:"expires_in"`
+	}
+	if err := json.Unmarshal(b, &t); err != nil {
+		return token{}, fault.Unavailable.Errorf("read token: %w", err)
+	}
+	if t.Token == "" {
+		t.Token = t.AccessToken
+	}
+	if t.Token == "" || strings.ContainsAny(t.Token, "\r\n") {
+		return token{}, fault.Unauthorized.Errorf("authorization server did not include a token in the response")
+	}
+	life := min(max(time.Duration(t.ExpiresIn)*time.Second, time.Minute), 24*time.Hour)
+	return token{"Bearer " + t.Token, time.Now().Add(life - 10*time.Second)}, nil
+}
+
+// noSecrets drops the query of a URL from an error: it may hold a name.
+func noSecrets(err error) error {
+	if u, ok := err.(*url.Error); ok {
+		return u.Err
+	}
+	return err
+}
+
+// Login checks credentials at a registry; serverAddress may be empty for
+// Docker Hub. Unauthorized when they are refused. The identity token is empty
+// unless the registry gave one.
+func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, identityToken string, err error) {
+	host := auth.ServerAddress
+	if u, err := url.Parse(host); err == nil && u.Host != "" {
+		host = u.Host
+	}
+	host, _, _ = strings.Cut(host, "/")
+	if host == "" || host == "index.docker.io" {
+		host = hubDomain
+	}
+	err = c.each(ctx, repo{domain: host}, true, func(e endpoint) error {
+		resp, err := c.do(ctx, e, call{method: http.MethodGet, path: "", auth: auth})
+		if err != nil {
+			return unavailable(e, err)
+		}
+		defer drain(resp)
+		if resp.StatusCode/100 != 2 {
+			return apiError(resp, "")
+		}
+		return nil
+	})
+	if err != nil {
+		return "", "", err
+	}
+	return "Login Succeeded", "", nil
+}

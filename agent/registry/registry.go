@@ -1,0 +1,430 @@
+// Package registry is a client of image registries (OCI distribution-spec):
+// manifests and blobs in and out, with mirrors, resumed downloads and
+// Docker's ways to log in.
+//
+// Credentials go to the registry that they are for and to its token server,
+// never to a mirror, never along a redirect to another host, and never over
+// plain HTTP unless the user has called the registry insecure.
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/reference"
+
+	"machine/agent/fault"
+	"machine/agent/model"
+	"machine/agent/oci"
+)
+
+// Options are Docker's settings of the same names.
+type Options struct {
+	Mirrors  []string // base URLs that are asked before Docker Hub
+	Insecure []string // "host", "host:port" or CIDR: plain HTTP and unknown certificates are accepted. Loopback always is.
+	// CertsDir holds a folder per HOST[:PORT] with *.crt (authorities) and
+	// *.cert with *.key (client certificates); empty is /etc/docker/certs.d.
+	CertsDir  string
+	UserAgent string
+	Proxy     func(*http.Request) (*url.URL, error) // nil is that of the environment
+	Log       *slog.Logger
+}
+
+// A Client talks to all registries. It is safe for concurrent use.
+type Client struct {
+	o        Options
+	insecure []netip.Prefix
+	names    map[string]bool
+
+	mu    sync.Mutex
+	hosts map[string]*http.Client // by host and whether certificates are checked
+	plain map[string]bool         // insecure hosts that were found to speak HTTP
+	token map[string]token
+}
+
+// How long things may take.
+const (
+	tries       = 5
+	stall       = 60 * time.Second // without a byte
+	maxBackoff  = 20 * time.Second
+	hubDomain   = "docker.io"
+	hubEndpoint = "registry-1.docker.io"
+)
+
+// New makes a client. Invalid when a setting is.
+func New(o Options) (*Client, error) {
+	if o.CertsDir == "" {
+		o.CertsDir = "/etc/docker/certs.d"
+	}
+	if o.Proxy == nil {
+		o.Proxy = http.ProxyFromEnvironment
+	}
+	c := &Client{o: o, names: map[string]bool{"localhost": true}, hosts: map[string]*http.Client{}, plain: map[string]bool{}, token: map[string]token{},
+		insecure: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+	for _, i := range o.Insecure {
+		if p, err := netip.ParsePrefix(i); err == nil {
+			c.insecure = append(c.insecure, p)
+			continue
+		}
+		if strings.Contains(i, "://") || strings.Contains(i, "/") {
+			return nil, fault.Invalid.Errorf("insecure registry %q should be a host, host:port or CIDR", i)
+		}
+		c.names[strings.ToLower(i)] = true
+	}
+	for _, m := range o.Mirrors {
+		if u, err := url.Parse(m); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
+			return nil, fault.Invalid.Errorf("registry mirror %q should be http(s)://host[:port][/path] without credentials", m)
+		}
+	}
+	return c, nil
+}
+
+// Close drops idle connections.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.hosts {
+		h.CloseIdleConnections()
+	}
+}
+
+// IsInsecure tells whether a host may be talked to without checks.
+func (c *Client) IsInsecure(ctx context.Context, host string) bool {
+	host = strings.ToLower(host)
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	if c.names[host] || c.names[name] {
+		return true
+	}
+	var ips []netip.Addr
+	if ip, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
+		ips = []netip.Addr{ip}
+	} else if len(c.insecure) > 2 { // CIDRs were configured: names count, too
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		ips, _ = net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	}
+	for _, ip := range ips {
+		for _, p := range c.insecure {
+			if p.Contains(ip.Unmap()) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// An endpoint is one place where a repository can be reached.
+type endpoint struct {
+	base     *url.URL // scheme, host, and a mirror's path
+	insecure bool
+	mirror   bool
+}
+
+// endpoints gives where to look for a repository, best first.
+func (c *Client) endpoints(ctx context.Context, domain string, push bool) []endpoint {
+	var list []endpoint
+	if domain == hubDomain {
+		for _, m := range c.o.Mirrors {
+			u, err := url.Parse(strings.TrimRight(m, "/"))
+			if err == nil && !push {
+				list = append(list, endpoint{base: u, insecure: u.Scheme == "http" || c.IsInsecure(ctx, u.Host), mirror: true})
+			}
+		}
+		return append(list, endpoint{base: &url.URL{Scheme: "https", Host: hubEndpoint}})
+	}
+	https := endpoint{base: &url.URL{Scheme: "https", Host: domain}}
+	if !c.IsInsecure(ctx, domain) {
+		return []endpoint{https}
+	}
+	https.insecure = true
+	http := endpoint{base: &url.URL{Scheme: "http", Host: domain}, insecure: true}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.plain[domain] {
+		return []endpoint{http}
+	}
+	return []endpoint{https, http}
+}
+
+// client gives the HTTP client of an endpoint.
+func (c *Client) client(e endpoint) (*http.Client, error) {
+	key := fmt.Sprint(e.base.Host, e.insecure)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h := c.hosts[key]; h != nil {
+		return h, nil
+	}
+	conf, err := c.tlsConfig(e.base.Host)
+	if err != nil {
+		return nil, err
+	}
+	conf.InsecureSkipVerify = e.insecure
+	h := &http.Client{
+		Transport: &http.Transport{
+			Proxy: c.o.Proxy, TLSClientConfig: conf, ForceAttemptHTTP2: true,
+			DialContext:         (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: stall,
+			MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
+			DisableCompression: true, ReadBufferSize: 128 << 10, WriteBufferSize: 128 << 10, MaxResponseHeaderBytes: 256 << 10,
+		},
+		CheckRedirect: checkRedirect,
+	}
+	c.hosts[key] = h
+	return h, nil
+}
+
+// checkRedirect keeps credentials from other hosts and bytes from plain HTTP.
+func checkRedirect(r *http.Request, via []*http.Request) error {
+	first, last := via[0], via[len(via)-1]
+	if len(via) >= 10 {
+		return fault.Unavailable.Errorf("stopped after 10 redirects from %s", first.URL.Host)
+	}
+	if last.URL.Scheme == "https" && r.URL.Scheme != "https" {
+		return fault.Forbidden.Errorf("refused a redirect from https://%s to plain HTTP", last.URL.Host)
+	}
+	for _, v := range via { // once it left the host it stays without
+		if v.URL.Host != r.URL.Host || v.URL.Scheme != r.URL.Scheme {
+			r.Header.Del("Authorization")
+		}
+	}
+	if r.URL.Host != first.URL.Host {
+		r.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// tlsConfig reads a host's folder of certificates.
+func (c *Client) tlsConfig(host string) (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	dir := filepath.Join(c.o.CertsDir, host)
+	if strings.Contains(host, "/") || strings.Contains(host, "..") {
+		return conf, nil
+	}
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return conf, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("certificates of registry %s: %w", host, err)
+	}
+	for _, f := range list {
+		name := filepath.Join(dir, f.Name())
+		switch filepath.Ext(name) {
+		case ".crt":
+			if conf.RootCAs == nil {
+				if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
+					conf.RootCAs = x509.NewCertPool()
+				}
+			}
+			pem, err := os.ReadFile(name)
+			if err != nil {
+				return nil, fmt.Errorf("certificates of registry %s: %w", host, err)
+			}
+			conf.RootCAs.AppendCertsFromPEM(pem)
+		case ".cert":
+			key := strings.TrimSuffix(name, ".cert") + ".key"
+			cert, err := tls.LoadX509KeyPair(name, key)
+			if err != nil {
+				return nil, fmt.Errorf("client certificate of registry %s: %w", host, err)
+			}
+			conf.Certificates = append(conf.Certificates, cert)
+		}
+	}
+	return conf, nil
+}
+
+// A call is one request to a registry.
+type call struct {
+	method string
+	path   string   // below /v2/
+	url    *url.URL // instead of path
+	header http.Header
+	body   func() (io.Reader, int64) // nil: none; must start anew each time
+	scope  string
+	auth   model.RegistryAuth
+	once   bool // the body cannot be sent twice
+}
+
+// do makes a call at one endpoint: with a token when one is asked for, and
+// again after answers that say "later". The caller closes the body.
+func (c *Client) do(ctx context.Context, e endpoint, k call) (*http.Response, error) {
+	h, err := c.client(e)
+	if err != nil {
+		return nil, err
+	}
+	var challenged bool
+	for try := 1; ; try++ {
+		resp, err := c.once(ctx, h, e, k)
+		if ctx.Err() != nil {
+			if err == nil {
+				resp.Body.Close()
+			}
+			return nil, ctx.Err()
+		}
+		if err == nil && resp.StatusCode == http.StatusUnauthorized && !challenged && !k.once {
+			challenged = true
+			err := c.authorize(ctx, h, e, k, resp)
+			drain(resp)
+			if err != nil {
+				return nil, err
+			}
+			try--
+			continue
+		}
+		wait, again := later(resp, err, try)
+		if !again || try >= tries || k.once {
+			return resp, err
+		}
+		if err == nil {
+			drain(resp)
+		}
+		c.o.Log.Debug("registry asked to wait", "host", e.base.Host, "path", k.path, "try", try, "wait", wait, "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// later tells whether to try again, and when.
+func later(resp *http.Response, err error, try int) (time.Duration, bool) {
+	wait := min(time.Duration(200<<try)*time.Millisecond, maxBackoff)
+	if err != nil {
+		var op *net.OpError
+		var dns *net.DNSError
+		var cert *tls.CertificateVerificationError
+		var rec tls.RecordHeaderError
+		switch {
+		case errors.As(err, &cert), errors.As(err, &rec), fault.KindOf(err) != fault.Internal:
+			return 0, false
+		case errors.As(err, &dns):
+			return wait, dns.IsTemporary && !dns.IsNotFound
+		case errors.As(err, &op) && op.Op == "dial":
+			return 0, false // nobody there: say so at once
+		case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+			return 0, false
+		}
+		return wait, true
+	}
+	switch resp.StatusCode {
+	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusRequestTimeout:
+		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
+			wait = min(time.Duration(s)*time.Second, maxBackoff)
+		}
+		return wait, true
+	}
+	return 0, false
+}
+
+func drain(resp *http.Response) {
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	resp.Body.Close()
+}
+
+func (c *Client) once(ctx context.Context, h *http.Client, e endpoint, k call) (*http.Response, error) {
+	u := k.url
+	if u == nil {
+		path, query, _ := strings.Cut(k.path, "?")
+		u = e.base.JoinPath("v2", path)
+		if strings.HasSuffix(path, "/") && !strings.HasSuffix(u.Path, "/") {
+			u.Path += "/"
+		}
+		u.RawQuery = query
+	}
+	var body io.Reader
+	size := int64(0)
+	if k.body != nil {
+		body, size = k.body()
+	}
+	req, err := http.NewRequestWithContext(ctx, k.method, u.String(), body)
+	if err != nil {
+		return nil, fault.Invalid.Errorf("registry %s: %w", e.base.Host, err)
+	}
+	if body != nil {
+		req.ContentLength = size
+	}
+	for n, v := range k.header {
+		req.Header[n] = v
+	}
+	req.Header.Set("User-Agent", c.o.UserAgent)
+	if u.Host == e.base.Host && u.Scheme == e.base.Scheme {
+		c.setAuth(req, e, k)
+	}
+	return h.Do(req)
+}
+
+// repo is a parsed reference.
+type repo struct {
+	reference.Named
+	domain, path string
+	want         string // tag or digest
+}
+
+func parse(ref string) (repo, error) {
+	n, err := oci.ParseRef(ref)
+	if err != nil {
+		return repo{}, err
+	}
+	r := repo{Named: n, domain: reference.Domain(n), path: reference.Path(n)}
+	if t, ok := n.(reference.Tagged); ok {
+		r.want = t.Tag()
+	}
+	if d, ok := n.(reference.Digested); ok {
+		r.want = d.Digest().String()
+	}
+	return r, nil
+}
+
+// each tries the endpoints of a repository until one answers to f's liking.
+// Mirrors may fail in any way; the registry's own error counts.
+func (c *Client) each(ctx context.Context, r repo, push bool, f func(endpoint) error) error {
+	list := c.endpoints(ctx, r.domain, push)
+	var first error
+	for i, e := range list {
+		err := f(e)
+		if err == nil {
+			if e.insecure && e.base.Scheme == "http" && !e.mirror {
+				c.mu.Lock()
+				c.plain[r.domain] = true
+				c.mu.Unlock()
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if e.mirror {
+			c.o.Log.Warn("registry mirror passed over", "mirror", e.base.Redacted(), "image", r.String(), "err", err)
+			continue
+		}
+		if first == nil {
+			first = err
+		}
+		if i+1 < len(list) && fault.KindOf(err) == fault.Unavailable { // https did not work: plain HTTP may
+			continue
+		}
+		if fault.KindOf(err) != fault.Unavailable {
+			return err
+		}
+	}
+	return first
+}
