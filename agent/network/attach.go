@@ -386,10 +386,12 @@ func (m *Manager) Detach(ctx context.Context, containerID, networkID string) err
 			defer ns.Close()
 		}
 	}
+	sb.moved = pinned(ep.Ports) // what another network takes over keeps its host ports
 	errs := []error{m.release(ctx, sb, ep, ns)}
 	if ns != nil {
 		errs = append(errs, m.route(ctx, sb, ns, ""))
 	}
+	sb.moved = nil
 	if len(sb.eps) == 0 && ep.Sandbox == "" {
 		m.forget(sb)
 	}

@@ -53,7 +53,9 @@ type Options struct {
 	DNS, DNSOpts, DNSSearch []string
 }
 
-// A Manager owns all networks of the host. It is safe for concurrent use.
+// A Manager owns all networks of the host. It is safe for concurrent use. It has
+// more methods than our budget: networks, sandboxes, endpoints and names share
+// its locks, and every method below the exported ones serves one file only.
 type Manager struct {
 	o       Options
 	log     *slog.Logger
@@ -81,6 +83,7 @@ type sandbox struct {
 	container string
 	eps       map[string]*Endpoint // by network id; guarded by mu
 	dns       *resolver
+	moved     []PortRequest // ports of an endpoint that was just detached
 	dnsConf   model.DNSConfig
 }
 
@@ -256,10 +259,16 @@ func (m *Manager) sandbox(key, container string) *sandbox {
 // predefine makes the records of bridge, host and none as the options say.
 func (m *Manager) predefine(ctx context.Context) error {
 	for _, d := range []struct{ name, driver string }{{"bridge", "bridge"}, {"host", "host"}, {"none", "null"}} {
+		old := m.byName(d.name)
+		if d.name == "bridge" && m.o.Bridge.Disabled && old != nil {
+			m.releaseSubnets(old)
+			if err := m.nets.Delete(old.ID); err != nil {
+				return err
+			}
+		}
 		if m.drivers[d.driver] == nil || d.name == "bridge" && m.o.Bridge.Disabled {
 			continue
 		}
-		old := m.byName(d.name)
 		n := &Network{Predefined: true}
 		n.Name, n.Driver, n.Scope, n.EnableIPv4 = d.name, d.driver, "local", true
 		n.ID, n.Created = newID(), time.Now()
@@ -306,7 +315,7 @@ func (m *Manager) defaultBridge(n, old *Network) error {
 		c.Subnet, c.Gateway = bip.Masked(), bip.Addr()
 	case old != nil && len(old.IPAM.Config) > 0 && b.FixedCIDR == "":
 		c = old.IPAM.Config[0]
-		c.IPRange = netip.Prefix{}
+		c.IPRange, c.AuxAddress = netip.Prefix{}, nil
 	case b.FixedCIDR != "":
 		fixed, err := netip.ParsePrefix(b.FixedCIDR)
 		if err != nil {

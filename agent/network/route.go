@@ -83,7 +83,7 @@ func (m *Manager) movePorts(ctx context.Context, sb *sandbox, without string) er
 	if out == nil {
 		out = wayOut(sb.eps, true, without)
 	}
-	var requests []PortRequest
+	requests := sb.moved
 	var errs []error
 	for _, ep := range sb.eps {
 		if ep == out {
@@ -102,7 +102,7 @@ func (m *Manager) movePorts(ctx context.Context, sb *sandbox, without string) er
 	if len(out.Ports) > 0 {
 		return errors.Join(errs...)
 	}
-	if len(out.Requests) > 0 && !published(requests) {
+	if len(out.Requests) > 0 && !exact(requests) {
 		requests = out.Requests
 	}
 	if len(requests) > 0 {
@@ -120,8 +120,8 @@ func pinned(b []PortBinding) []PortRequest {
 	return out
 }
 
-// published reports whether requests came from bindings: all are exact.
-func published(r []PortRequest) bool {
+// exact reports whether requests came from bindings.
+func exact(r []PortRequest) bool {
 	for _, p := range r {
 		if !p.HostIP.IsValid() || p.HostPort == "" || strings.Contains(p.HostPort, "-") {
 			return false

@@ -338,14 +338,18 @@ func TestS35Isolation(t *testing.T) {
 	b.blocked(local.ns, back.ep.IPv4.Addr().String()+":80") // another bridge
 	// The neighbour sends to 127.0.0.1 by our address.
 	check(t, b.outside.SetSysctl("net/ipv4/conf/all/route_localnet", "1"))
-	lo := &netlink.Route{Dst: link.ToIPNet(netip.MustParsePrefix("127.0.0.0/8")), Table: 255, Type: unix.RTN_LOCAL}
 	check(t, b.outside.Do(func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
 		}
 		defer h.Close()
-		_ = h.RouteDel(lo) // the rest of 127/8 stays local where this fails
+		for _, p := range []string{"127.0.0.0/8", "127.0.0.1/32"} {
+			local := &netlink.Route{Dst: link.ToIPNet(netip.MustParsePrefix(p)), Table: 255, Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}
+			if err := h.RouteDel(local); err != nil {
+				return fmt.Errorf("remove local route %s: %w", p, err)
+			}
+		}
 		eth, err := h.LinkByName("eth0")
 		if err != nil {
 			return err

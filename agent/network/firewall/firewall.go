@@ -82,6 +82,7 @@ type Firewall struct {
 	ports   map[portKey]netip.AddrPort
 	open    map[Port]struct{} // routed mode: container ports that are open
 	written map[bool]bool     // by "is IPv6": our table was written
+	warned  bool              // about others' rules
 }
 
 // New returns an empty firewall. The kernel is not touched before the first
@@ -251,6 +252,7 @@ func (f *Firewall) write(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	f.warn()
 	for _, v6 := range []bool{false, true} {
 		if v6 && !f.needs6() {
 			if f.written[true] {

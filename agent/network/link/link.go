@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -68,6 +69,10 @@ func SetBridge(ctx context.Context, b Bridge) error {
 func addBridge(b Bridge) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Group, attrs.MTU = b.Name, Group, b.MTU
+	// A bridge without an address of its own takes its lowest port's, and
+	// changes it under the containers' ARP tables as they come and go.
+	attrs.HardwareAddr = net.HardwareAddr{0x02, 0x42, 0, 0, 0, 0}
+	_, _ = rand.Read(attrs.HardwareAddr[2:]) // never fails
 	br := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, fmt.Errorf("create bridge %s: %w", b.Name, err)
@@ -160,11 +165,11 @@ func AddVeth(ctx context.Context, v Veth, ns *NS) error {
 		req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(v.MTU))))
 	}
 	if v.Master != "" {
-		br, err := net.InterfaceByName(v.Master)
+		br, err := netlink.LinkByName(v.Master)
 		if err != nil {
 			return fmt.Errorf("look up bridge %s: %w", v.Master, err)
 		}
-		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(br.Index))))
+		req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(br.Attrs().Index))))
 	}
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
@@ -234,7 +239,7 @@ func Delete(name string) error {
 
 // Exists reports whether the host has a device of this name.
 func Exists(name string) bool {
-	_, err := net.InterfaceByName(name)
+	_, err := netlink.LinkByName(name)
 	return err == nil
 }
 

@@ -176,11 +176,11 @@ func (s Sub) attrs(ctx context.Context, ns *NS) (netlink.LinkAttrs, error) {
 	if err := ctx.Err(); err != nil {
 		return a, err
 	}
-	parent, err := net.InterfaceByName(s.Parent)
+	parent, err := netlink.LinkByName(s.Parent)
 	if err != nil {
 		return a, fmt.Errorf("look up parent interface %s: %w", s.Parent, err)
 	}
-	a.Name, a.MTU, a.ParentIndex, a.Namespace = s.Temp, s.MTU, parent.Index, netlink.NsFd(ns.FD())
+	a.Name, a.MTU, a.ParentIndex, a.Namespace = s.Temp, s.MTU, parent.Attrs().Index, netlink.NsFd(ns.FD())
 	if len(s.MAC) > 0 {
 		a.HardwareAddr = s.MAC
 	}
