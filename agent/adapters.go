@@ -57,18 +57,6 @@ func (archiver) CopyTree(ctx context.Context, root *os.File, path string, dst *o
 	return err
 }
 
-// networkAdapter gives containers the networks.
-type networkAdapter struct{ *network.Manager }
-
-// endpoints are those of a container, as containers keep them.
-func (n networkAdapter) endpoints(id string) map[string]*model.Endpoint {
-	out := map[string]*model.Endpoint{}
-	for name, ep := range n.Endpoints(id) {
-		out[name] = &ep
-	}
-	return out
-}
-
 // networkAPI gives the API the networks.
 type networkAPI struct{ a *Agent }
 

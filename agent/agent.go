@@ -28,7 +28,6 @@ import (
 	eventfeed "machine/agent/events"
 	"machine/agent/image"
 	"machine/agent/layer/overlay"
-	"machine/agent/logs"
 	"machine/agent/model"
 	"machine/agent/network"
 	"machine/agent/network/bridge"
@@ -188,11 +187,11 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 		return err
 	}
 	a.containers, err = container.Open(container.Options{
-		Root: c.DataRoot, ExecRoot: c.ExecRoot, Images: a.images, Layers: a.layers, Networks: networkAdapter{a.networks},
-		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: logs.Read, Publish: a.events.Publish,
+		Root: c.DataRoot, ExecRoot: c.ExecRoot, Images: a.images, Layers: a.layers, Networks: a.networks,
+		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: readLog, Publish: a.events.Publish,
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
-			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap,
+			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap, AppArmor: hasAppArmor(),
 			DNS: model.DNSConfig{Servers: c.DNS, Options: c.DNSOpts, Search: c.DNSSearch},
 		},
 		Log: a.log,
@@ -204,7 +203,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 	if err := a.networks.Restore(ctx, live); err != nil {
 		a.log.Error("restore networks", "error", err)
 	}
-	a.containers.Restore(ctx, networkAdapter{a.networks}.endpoints)
+	a.containers.Restore(ctx, a.networks.Endpoints)
 	return nil
 }
 

@@ -171,3 +171,9 @@ func fsName(path string) string {
 	}
 	return "<unknown>"
 }
+
+// hasAppArmor tells whether the kernel has Docker's profile loaded.
+func hasAppArmor() bool {
+	b, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	return err == nil && bytes.Contains(b, []byte("docker-default "))
+}

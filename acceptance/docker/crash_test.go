@@ -19,7 +19,9 @@ func TestF29AgentKilled(t *testing.T) {
 	}
 	e.Restart()
 	equal(t, "pid", e.Run("inspect", "-f", "{{.State.Pid}}", "on"), pid)
-	e.Eventually("the end is booked", func() bool { return e.Run("inspect", "-f", "{{.State.Status}}{{.State.ExitCode}}", "ends") == "exited5" })
+	e.Eventually("the end is booked", func() bool {
+		return e.Run("inspect", "-f", "{{.State.Status}}{{.State.ExitCode}}", "ends") == "exited5"
+	})
 	e.Eventually("--rm is done", func() bool { return e.Try("inspect", "rm").Code != 0 })
 	equal(t, "exec afterwards", e.Run("exec", "on", "echo", "ok"), "ok")
 	out, err := e.HostRun("curl", "-s", "-m", "5", "http://127.0.0.1:8080/")

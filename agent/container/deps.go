@@ -64,8 +64,6 @@ type Volumes interface {
 	Use(ctx context.Context, v model.VolumeRequest, containerID string) (model.Volume, error)
 	// Claim counts the user without mounting: users are not recorded.
 	Claim(name, containerID string) error
-	// Claim counts a user again after a restart, without mounting.
-	Claim(name, containerID string) error
 	// Release drops the user's claim. Safe to repeat.
 	Release(ctx context.Context, name, containerID string) error
 	// Remove deletes it; a volume in use is a Conflict.

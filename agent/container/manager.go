@@ -50,6 +50,7 @@ type Defaults struct {
 	Ulimits      []*container.Ulimit
 	DNS          model.DNSConfig
 	NoNewPrivs   bool
+	AppArmor     bool   // the kernel has the profile docker-default
 	UsernsRemap  *IDMap // nil: containers run in the agent's user namespace
 }
 

@@ -86,17 +86,18 @@ func (m *Manager) process(r *Record, caps []string, sec secOpts) model.Process {
 		Args: append([]string{r.Path}, r.Args...), Env: environment(r), Cwd: cfg.WorkingDir, User: cfg.User,
 		Groups: r.HostConfig.GroupAdd, TTY: cfg.Tty, OpenStdin: cfg.OpenStdin, ConsoleSize: r.HostConfig.ConsoleSize,
 		Caps: caps, NoNewPrivileges: sec.noNewPrivs, Rlimits: m.rlimits(r.HostConfig),
-		AppArmorProfile: appArmor(r.HostConfig, sec),
+		AppArmorProfile: appArmor(r.HostConfig, sec, m.o.Defaults.AppArmor),
 	}
 }
 
-// appArmor names the profile; the runtime applies it where the kernel can.
-func appArmor(hc *container.HostConfig, sec secOpts) string {
+// appArmor names the profile to apply: one that the user names, or Docker's
+// default where the kernel has it loaded. An empty name applies none.
+func appArmor(hc *container.HostConfig, sec secOpts, have bool) string {
 	switch {
 	case sec.apparmor != "":
 		return sec.apparmor
-	case hc.Privileged:
-		return "unconfined"
+	case hc.Privileged || !have:
+		return ""
 	}
 	return "docker-default"
 }

@@ -175,8 +175,7 @@ func AddVeth(ctx context.Context, v Veth, ns *NS) error {
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
 	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
 	peer := data.AddRtAttr(nl.VETH_INFO_PEER, nil)
-	pmsg := nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
-	pmsg.Flags, pmsg.Change = unix.IFF_UP, unix.IFF_UP
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC) // not up yet: the kernel refuses it before the pair is joined
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Peer))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns.FD())))
 	if v.MTU > 0 {
