@@ -51,7 +51,7 @@ func NewNS(path string) (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("create network namespace: %w", err)
 		}
-		if err := setupLoopback(); err != nil {
+		if err := setUp(); err != nil {
 			return fmt.Errorf("create network namespace: loopback: %w", err)
 		}
 		err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
@@ -62,10 +62,14 @@ func NewNS(path string) (err error) {
 	})
 }
 
-// setupLoopback runs on a thread that is in the new namespace.
-func setupLoopback() error {
+// setUp runs on a thread that is in the new namespace.
+func setUp() error {
 	// Best effort: a kernel without IPv6 has no such files.
 	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	// As Docker: a container's user may bind every port and ping, whoever it
+	// is; both are the namespace's own.
+	_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
