@@ -35,6 +35,7 @@ import (
 	"machine/agent/network/host"
 	"machine/agent/network/ipam"
 	"machine/agent/network/null"
+	"machine/agent/registry"
 	"machine/agent/shim"
 	"machine/agent/state"
 	"machine/agent/volume"
@@ -52,6 +53,7 @@ type Agent struct {
 	blobs      *blob.Store
 	layers     *overlay.Store
 	images     *imageStore
+	hub        *registry.Client
 	volumes    *volume.Manager
 	networks   *network.Manager
 	tasks      *shim.Shim
@@ -134,8 +136,11 @@ func New(ctx context.Context, c *Config, log *slog.Logger) (a *Agent, err error)
 }
 
 func (a *Agent) openImages() error {
+	if err := a.openRegistry(); err != nil {
+		return err
+	}
 	s, err := image.Open(image.Options{
-		Root: filepath.Join(a.c.DataRoot, "image"), Layers: a.layers, Blobs: a.blobs, Source: a.registry(), Log: a.log,
+		Root: filepath.Join(a.c.DataRoot, "image"), Layers: a.layers, Blobs: a.blobs, Source: a.hub, Log: a.log,
 		Event: a.imageEvent, Parallel: a.c.MaxDownloads,
 	})
 	a.images = &imageStore{Store: s, a: a}
@@ -212,7 +217,7 @@ func (a *Agent) Handler() http.Handler {
 	return api.New(api.Options{
 		Backend: api.Backend{
 			Create: a.containers, Life: a.containers, Info: a.containers, Streams: a.containers, Files: a.containers, Execs: a.containers,
-			Images: a.images, Networks: networkAPI{a}, Volumes: volumeAPI{a.volumes}, Events: a.events, System: a,
+			Images: a.images, Registry: a.hub, Networks: networkAPI{a}, Volumes: volumeAPI{a.volumes}, Events: a.events, System: a,
 		},
 		EngineVersion: Version, Log: a.log,
 	})

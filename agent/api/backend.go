@@ -25,6 +25,7 @@ type Backend struct {
 	Files    Files
 	Execs    Execs
 	Images   Images
+	Registry Registry
 	Networks Networks
 	Volumes  Volumes
 	Events   Events

@@ -5,38 +5,471 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/distribution/reference"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	apicontainer "github.com/moby/moby/api/types/container"
+	apiimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/storage"
+	"github.com/opencontainers/go-digest"
+
+	"machine/agent/container"
+	"machine/agent/fault"
 	"machine/agent/image"
 	"machine/agent/model"
+	"machine/agent/oci"
 )
 
 // Images is the engine's image store.
 type Images interface {
-	Usage(ctx context.Context) (images any, layersSize int64, err error)
-	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (*model.Image, error)
-	Load(ctx context.Context, r io.Reader, progress model.Progress) ([]image.Loaded, error)
+	ImageReader
+	ImageWriter
+	Transfers
+}
+
+// ImageReader tells of images.
+type ImageReader interface {
 	Get(ctx context.Context, ref string) (*model.Image, error)
+	Details(ctx context.Context, id digest.Digest) (image.Details, error)
 	List(ctx context.Context) ([]image.Summary, error)
+	History(ctx context.Context, ref string) ([]image.HistoryItem, error)
+	DiskUsage(ctx context.Context) (image.Usage, error)
+	// Extra are what other parts of the engine know of an image.
+	Extra(id, top digest.Digest) ImageExtra
+}
+
+// ImageExtra is what images do not know themselves.
+type ImageExtra struct {
+	Containers int64             // made from it
+	Driver     map[string]string // GraphDriver.Data
+}
+
+// ImageWriter changes images.
+type ImageWriter interface {
+	Tag(ctx context.Context, ref, name string) error
+	RemoveImage(ctx context.Context, ref string, force, noprune bool) ([]image.Removed, error)
+	PruneImages(ctx context.Context, all bool, keep func(*image.Summary) bool) ([]image.Removed, int64, error)
+	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (*model.Image, error)
+	CommitContainer(ctx context.Context, o CommitOptions) (digest.Digest, error)
+}
+
+// CommitOptions are those of docker commit.
+type CommitOptions struct {
+	Container, Ref, Author, Comment string
+	Changes                         []string
+	Pause                           bool
+	Config                          *apicontainer.Config // nil: the container's
+}
+
+// Transfers moves images in and out.
+type Transfers interface {
+	Load(ctx context.Context, r io.Reader, p model.Progress) ([]image.Loaded, error)
+	Save(ctx context.Context, names []string, w io.Writer) error
+	Pull(ctx context.Context, ref, platform string, auth model.RegistryAuth, p model.Progress) (*model.Image, error)
+	Push(ctx context.Context, ref string, auth model.RegistryAuth, p model.Progress) error
 }
 
 func (s *Server) images(o Options) {
-	b := o.Images
-	s.handle("POST", "images/create", func(w http.ResponseWriter, r *request) error {
-		img, err := b.Import(r.Context(), r.Body, image.ImportOptions{Ref: r.query("repo"), Changes: r.URL.Query()["changes"]})
+	i := &imageAPI{o.Images}
+	s.handle("GET", "images/json", i.list)
+	s.handle("POST", "images/create", i.create)
+	s.handle("POST", "images/load", i.load)
+	s.handle("POST", "images/prune", i.prune)
+	s.handle("GET", "images/get", i.save)
+	s.handle("GET", "images/{name...}/get", i.save)
+	s.handle("GET", "images/{name...}/json", i.inspect)
+	s.handle("GET", "images/{name...}/history", i.history)
+	s.handle("POST", "images/{name...}/push", i.push)
+	s.handle("POST", "images/{name...}/tag", i.tag)
+	s.handle("DELETE", "images/{name...}", i.remove)
+	s.handle("POST", "commit", i.commit)
+}
+
+type imageAPI struct{ b Images }
+
+// registryAuth reads X-Registry-Auth; what cannot be read counts as nothing,
+// as Docker has it.
+func registryAuth(r *request) model.RegistryAuth {
+	return decodeAuth(r.Header.Get("X-Registry-Auth"))
+}
+
+// create pulls, or imports when there is a source.
+func (i *imageAPI) create(w http.ResponseWriter, r *request) error {
+	if r.query("fromSrc") != "" {
+		return i.importImage(w, r)
+	}
+	name := r.query("fromImage")
+	if name == "" {
+		return fault.Invalid.Errorf("missing parameter: fromImage or fromSrc")
+	}
+	if tag := r.query("tag"); tag != "" {
+		n, err := oci.ParseName(name)
 		if err != nil {
 			return err
 		}
-		return json.NewEncoder(w).Encode(map[string]string{"status": string(img.ID)})
-	})
-	s.handle("GET", "images/json", func(w http.ResponseWriter, r *request) error {
-		l, err := b.List(r.Context())
+		name = reference.TrimNamed(n).String()
+		if strings.Contains(tag, ":") {
+			name += "@" + tag
+		} else {
+			name += ":" + tag
+		}
+	}
+	m := newMessages(w)
+	_, err := i.b.Pull(r.Context(), name, r.query("platform"), registryAuth(r), m.event)
+	return m.end(err)
+}
+
+func (i *imageAPI) importImage(w http.ResponseWriter, r *request) error {
+	o := image.ImportOptions{Ref: joinTag(r.query("repo"), r.query("tag")), Message: r.query("message"), Changes: r.URL.Query()["changes"], Platform: r.query("platform")}
+	m := newMessages(w)
+	var body io.Reader = r.Body
+	if src := r.query("fromSrc"); src != "-" {
+		got, err := download(r.Context(), src, m)
 		if err != nil {
 			return err
 		}
-		out := []any{}
-		for _, i := range l {
-			out = append(out, map[string]any{"Id": i.ID, "RepoTags": i.RepoTags, "RepoDigests": i.Digests, "Created": i.Created.Unix(), "Size": i.Size, "SharedSize": -1, "Containers": -1, "ParentId": "", "Labels": nil})
+		defer got.Close()
+		body = got
+		if o.Message == "" {
+			o.Message = "Imported from " + src
 		}
-		return writeJSON(w, 200, out)
+	}
+	img, err := i.b.Import(r.Context(), body, o)
+	if err == nil {
+		m.event(model.ProgressEvent{Status: img.ID.String()})
+	}
+	return m.end(err)
+}
+
+func joinTag(repo, tag string) string {
+	if repo == "" || tag == "" {
+		return repo
+	}
+	return repo + ":" + tag
+}
+
+func (i *imageAPI) load(w http.ResponseWriter, r *request) error {
+	m := newMessages(w)
+	m.quiet = r.boolean("quiet")
+	_, err := i.b.Load(r.Context(), r.Body, m.event)
+	return m.end(err)
+}
+
+func (i *imageAPI) save(w http.ResponseWriter, r *request) error {
+	names := r.URL.Query()["names"]
+	if n := r.vars["name"]; n != "" {
+		names = []string{n}
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	sw := &startedWriter{w: w}
+	err := i.b.Save(r.Context(), names, sw)
+	return cut(sw.started, err)
+}
+
+func (i *imageAPI) push(w http.ResponseWriter, r *request) error {
+	m := newMessages(w)
+	return m.end(i.b.Push(r.Context(), joinTag(r.vars["name"], r.query("tag")), registryAuth(r), m.event))
+}
+
+func (i *imageAPI) tag(w http.ResponseWriter, r *request) error {
+	if r.query("repo") == "" {
+		return fault.Invalid.Errorf("missing parameter: repo")
+	}
+	if err := i.b.Tag(r.Context(), r.vars["name"], joinTag(r.query("repo"), r.query("tag"))); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func deletes(list []image.Removed) []apiimage.DeleteResponse {
+	out := []apiimage.DeleteResponse{}
+	for _, d := range list {
+		out = append(out, apiimage.DeleteResponse{Untagged: d.Untagged, Deleted: d.Deleted})
+	}
+	return out
+}
+
+func (i *imageAPI) remove(w http.ResponseWriter, r *request) error {
+	list, err := i.b.RemoveImage(r.Context(), r.vars["name"], r.boolean("force"), r.boolean("noprune"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, deletes(list))
+}
+
+func (i *imageAPI) prune(w http.ResponseWriter, r *request) error {
+	f, err := container.ParseFilters(r.query("filters"))
+	if err != nil {
+		return err
+	}
+	if err := f.CheckKeys("dangling", "label", "label!", "until"); err != nil {
+		return err
+	}
+	until, err := container.UntilFilter(f, time.Now())
+	if err != nil {
+		return err
+	}
+	all := false
+	if d := f["dangling"]; len(d) > 0 {
+		all = !truth(d[0])
+	}
+	list, freed, err := i.b.PruneImages(r.Context(), all, func(s *image.Summary) bool {
+		return !until.IsZero() && !s.Created.Before(until) || !container.PruneLabels(f, s.Config.Config.Labels)
 	})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, map[string]any{"ImagesDeleted": deletes(list), "SpaceReclaimed": freed})
+}
+
+func (i *imageAPI) history(w http.ResponseWriter, r *request) error {
+	list, err := i.b.History(r.Context(), r.vars["name"])
+	if err != nil {
+		return err
+	}
+	out := []apiimage.HistoryResponseItem{}
+	for _, h := range list {
+		created := h.Created.Unix()
+		if h.Created.IsZero() {
+			created = 0
+		}
+		out = append(out, apiimage.HistoryResponseItem{ID: h.ID, Created: created, CreatedBy: h.CreatedBy, Comment: h.Comment, Size: h.Size, Tags: h.Tags})
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// inspectedImage has the fields that the API's types have dropped since.
+type inspectedImage struct {
+	apiimage.InspectResponse
+	Parent        string
+	DockerVersion string
+	VirtualSize   int64 `json:",omitempty"`
+}
+
+func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
+	img, err := i.b.Get(r.Context(), r.vars["name"])
+	if err != nil {
+		return err
+	}
+	if p := r.query("platform"); p != "" {
+		if err := checkPlatform(img, p); err != nil {
+			return err
+		}
+	}
+	d, err := i.b.Details(r.Context(), img.ID)
+	if err != nil {
+		return err
+	}
+	var raw struct {
+		DockerVersion string `json:"docker_version"`
+	}
+	json.Unmarshal(d.Raw, &raw) // an old field, only to be shown
+	c := img.Config
+	out := inspectedImage{Parent: string(d.Parent), DockerVersion: raw.DockerVersion, InspectResponse: apiimage.InspectResponse{
+		ID: img.ID.String(), RepoTags: img.RepoTags, RepoDigests: img.Digests, Author: c.Author, Config: &c.Config,
+		Architecture: c.Architecture, Variant: c.Variant, Os: c.OS, OsVersion: c.OSVersion, Size: img.Size,
+		GraphDriver: &storage.DriverData{Name: "overlay2", Data: i.b.Extra(img.ID, img.TopLayer).Driver},
+		RootFS:      apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: d.LastTagged},
+	}}
+	if n := len(c.History); n > 0 {
+		out.Comment = c.History[n-1].Comment
+	}
+	if !img.Created.IsZero() {
+		out.Created = img.Created.Format(time.RFC3339Nano)
+	}
+	for _, l := range c.RootFS.DiffIDs {
+		out.RootFS.Layers = append(out.RootFS.Layers, l.String())
+	}
+	if r.before("1.44") {
+		out.VirtualSize = img.Size
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// checkPlatform answers inspect?platform=, which is JSON.
+func checkPlatform(img *model.Image, want string) error {
+	var p dockerspec.DockerOCIImage
+	if err := json.Unmarshal([]byte(want), &p.Platform); err != nil {
+		return fault.Invalid.Errorf("invalid platform: %w", err)
+	}
+	have := img.Config.Platform
+	if !oci.Matches(p.Platform, have) {
+		return fault.NotFound.Errorf("image with reference %s was found but does not provide the specified platform (%s)", img.ID, oci.FormatPlatform(p.Platform))
+	}
+	return nil
+}
+
+var imageKeys = []string{"dangling", "label", "label!", "before", "since", "reference", "until"}
+
+func (i *imageAPI) list(w http.ResponseWriter, r *request) error {
+	f, err := container.ParseFilters(r.query("filters"))
+	if err != nil {
+		return err
+	}
+	if old := r.query("filter"); old != "" && r.before("1.41") { // a name, in the oldest clients
+		f["reference"] = append(f["reference"], old)
+	}
+	if err := f.CheckKeys(imageKeys...); err != nil {
+		return err
+	}
+	match, err := i.matcher(r, f)
+	if err != nil {
+		return err
+	}
+	list, err := i.b.List(r.Context())
+	if err != nil {
+		return err
+	}
+	var use image.Usage
+	shared := r.boolean("shared-size")
+	if shared {
+		if use, err = i.b.DiskUsage(r.Context()); err != nil {
+			return err
+		}
+	}
+	out := []listedImage{}
+	for _, s := range list {
+		if !match(&s) {
+			continue
+		}
+		l := i.summary(&s, r)
+		if shared {
+			l.SharedSize = use.Shared[s.ID]
+		}
+		out = append(out, l)
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// matcher makes a test of the filters.
+func (i *imageAPI) matcher(r *request, f container.Filters) (func(*image.Summary) bool, error) {
+	var before, since time.Time
+	for key, at := range map[string]*time.Time{"before": &before, "since": &since} {
+		for _, ref := range f[key] {
+			img, err := i.b.Get(r.Context(), ref)
+			if err != nil {
+				return nil, err
+			}
+			*at = img.Created
+		}
+	}
+	until, err := container.UntilFilter(f, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range f["reference"] {
+		if _, err := reference.FamiliarMatch(p, fixedRef); err != nil {
+			return nil, fault.Invalid.Errorf("invalid reference pattern %q: %w", p, err)
+		}
+	}
+	all := r.boolean("all")
+	return func(s *image.Summary) bool {
+		untagged := len(s.RepoTags) == 0
+		if d := f["dangling"]; len(d) > 0 {
+			if truth(d[0]) != (untagged && !s.Children) {
+				return false
+			}
+		} else if !all && untagged && s.Children && len(s.Digests) == 0 {
+			return false
+		}
+		switch {
+		case !before.IsZero() && !s.Created.Before(before), !since.IsZero() && !s.Created.After(since),
+			!until.IsZero() && !s.Created.Before(until), !container.PruneLabels(f, s.Config.Config.Labels):
+			return false
+		}
+		return len(f["reference"]) == 0 || keepMatching(s, f["reference"])
+	}, nil
+}
+
+var fixedRef, _ = reference.ParseNormalizedNamed("x:y")
+
+// keepMatching drops the names that no pattern matches.
+func keepMatching(s *image.Summary, patterns []string) bool {
+	drop := func(name string) bool {
+		n, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			return true
+		}
+		return !slices.ContainsFunc(patterns, func(p string) bool {
+			ok, _ := reference.FamiliarMatch(p, n)
+			return ok
+		})
+	}
+	s.RepoTags = slices.DeleteFunc(slices.Clone(s.RepoTags), drop)
+	s.Digests = slices.DeleteFunc(slices.Clone(s.Digests), drop)
+	return len(s.RepoTags)+len(s.Digests) > 0
+}
+
+// listedImage has what older clients look for.
+type listedImage struct {
+	apiimage.Summary
+	VirtualSize int64 `json:",omitempty"`
+}
+
+func (i *imageAPI) summary(s *image.Summary, r *request) listedImage {
+	l := listedImage{Summary: apiimage.Summary{
+		ID: s.ID.String(), ParentID: string(s.Parent), RepoTags: s.RepoTags, RepoDigests: s.Digests, Created: s.Created.Unix(),
+		Size: s.Size, SharedSize: -1, Containers: -1, Labels: s.Config.Config.Labels,
+	}}
+	if s.Created.IsZero() {
+		l.Created = 0
+	}
+	if r == nil || !r.before("1.51") {
+		l.Containers = i.b.Extra(s.ID, s.TopLayer).Containers
+	}
+	if r != nil && r.before("1.43") && len(l.RepoTags) == 0 {
+		l.RepoTags = []string{"<none>:<none>"}
+		if len(l.RepoDigests) == 0 {
+			l.RepoDigests = []string{"<none>@<none>"}
+		}
+	}
+	if r != nil && r.before("1.44") {
+		l.VirtualSize = s.Size
+	}
+	return l
+}
+
+// imageUsage is the images' part of system/df.
+func imageUsage(ctx context.Context, b Images) ([]listedImage, int64, error) {
+	use, err := b.DiskUsage(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	list, err := b.List(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	out := []listedImage{}
+	i := &imageAPI{b}
+	for _, s := range list {
+		if len(s.RepoTags) == 0 && s.Children {
+			continue
+		}
+		l := i.summary(&s, nil)
+		l.SharedSize = use.Shared[s.ID]
+		out = append(out, l)
+	}
+	return out, use.Layers, nil
+}
+
+func (i *imageAPI) commit(w http.ResponseWriter, r *request) error {
+	o := CommitOptions{Container: r.query("container"), Ref: joinTag(r.query("repo"), r.query("tag")), Author: r.query("author"), Comment: r.query("comment"),
+		Changes: r.URL.Query()["changes"], Pause: r.query("pause") == "" || r.boolean("pause")}
+	if o.Container == "" {
+		return fault.Invalid.Errorf("missing parameter: container")
+	}
+	var cfg *apicontainer.Config
+	if err := r.readJSON(&cfg); err != nil {
+		return err
+	}
+	o.Config = cfg
+	id, err := i.b.CommitContainer(r.Context(), o)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusCreated, map[string]string{"Id": id.String()})
 }

@@ -66,6 +66,7 @@ func New(o Options) *Server {
 	s.system(o)
 	s.containers(o)
 	s.execs(o)
+	s.distribution(o)
 	s.images(o)
 	s.networks(o)
 	s.volumes(o)

@@ -194,7 +194,7 @@ func (a *systemAPI) df(w http.ResponseWriter, r *request) error {
 	out := map[string]any{"BuildCache": []any{}, "BuilderSize": 0, "LayersSize": 0, "Images": []any{}, "Containers": []any{}, "Volumes": []any{}}
 	ctx := r.Context()
 	if want("image") {
-		imgs, layers, err := a.b.Images.Usage(ctx)
+		imgs, layers, err := imageUsage(ctx, a.b.Images)
 		if err != nil {
 			return err
 		}

@@ -488,3 +488,17 @@ func (s *Store) GraphDriver(id string) (map[string]string, error) {
 		"MergedDir": filepath.Join(s.containerDir(id), "merged"),
 	}, nil
 }
+
+// ImageDriver gives what inspect shows of an image whose top layer is chain.
+func (s *Store) ImageDriver(chain digest.Digest) map[string]string {
+	dirs, err := s.diffs(chain)
+	if err != nil || len(dirs) == 0 {
+		return map[string]string{}
+	}
+	top := filepath.Dir(dirs[0])
+	out := map[string]string{"UpperDir": dirs[0], "WorkDir": filepath.Join(top, "work"), "MergedDir": filepath.Join(top, "merged")}
+	if len(dirs) > 1 {
+		out["LowerDir"] = strings.Join(dirs[1:], ":")
+	}
+	return out
+}
