@@ -19,6 +19,7 @@ import (
 
 	"machine/cli/lifecycle"
 	"machine/cli/store"
+	"machine/drivers"
 	"machine/drivers/all"
 )
 
@@ -46,6 +47,7 @@ type program struct {
 	m              *lifecycle.Manager
 	mu             sync.Mutex
 	usageFailed    bool
+	found          drivers.Kind // the plugin of this run's create
 }
 
 // codeError is an error with an exit code; an empty text prints nothing.

@@ -137,7 +137,7 @@ func (p *program) create(c *cli.Context) error {
 	}
 	err = p.m.Create(c.Context, lifecycle.Create{
 		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c, name),
-		SANs: c.StringSlice("tls-san"), Resume: c.Bool("resume"),
+		SANs: list(c, "tls-san"), Resume: c.Bool("resume"),
 	})
 	if err != nil {
 		return err
@@ -179,13 +179,13 @@ func options(c *cli.Context, kind drivers.Kind) drivers.Options {
 }
 
 func engineOptions(c *cli.Context) store.EngineOptions {
-	mirrors := c.StringSlice("engine-registry-mirror")
+	mirrors := list(c, "engine-registry-mirror")
 	if v := os.Getenv("ENGINE_REGISTRY_MIRROR"); v != "" && len(mirrors) == 0 {
 		mirrors = strings.Split(v, ",")
 	}
 	return store.EngineOptions{
-		ArbitraryFlags: c.StringSlice("engine-opt"), Env: c.StringSlice("engine-env"),
-		InsecureRegistry: c.StringSlice("engine-insecure-registry"), Labels: c.StringSlice("engine-label"),
+		ArbitraryFlags: list(c, "engine-opt"), Env: list(c, "engine-env"),
+		InsecureRegistry: list(c, "engine-insecure-registry"), Labels: list(c, "engine-label"),
 		RegistryMirror: mirrors, StorageDriver: c.String("engine-storage-driver"), TlsVerify: true,
 		InstallURL: c.String("engine-install-url"),
 	}
@@ -195,7 +195,10 @@ func swarmOptions(c *cli.Context, name string) store.SwarmOptions {
 	return store.SwarmOptions{
 		IsSwarm: c.Bool("swarm") || c.Bool("swarm-master"), Image: c.String("swarm-image"), Agent: c.Bool("swarm"),
 		Master: c.Bool("swarm-master"), Discovery: c.String("swarm-discovery"), Address: c.String("swarm-addr"),
-		Host: c.String("swarm-host"), Strategy: c.String("swarm-strategy"), ArbitraryFlags: c.StringSlice("swarm-opt"),
-		ArbitraryJoinFlags: c.StringSlice("swarm-join-opt"), IsExperimental: c.Bool("swarm-experimental"),
+		Host: c.String("swarm-host"), Strategy: c.String("swarm-strategy"), ArbitraryFlags: list(c, "swarm-opt"),
+		ArbitraryJoinFlags: list(c, "swarm-join-opt"), IsExperimental: c.Bool("swarm-experimental"),
 	}
 }
+
+// list is never nil: docker-machine writes [] and not null.
+func list(c *cli.Context, name string) []string { return append([]string{}, c.StringSlice(name)...) }

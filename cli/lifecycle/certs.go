@@ -223,3 +223,39 @@ func (m *Manager) certFits(mc *Machine, ip string) bool {
 	now := time.Now()
 	return !certs.Stale(cert, now) && certs.Check(ca, cert, x509.ExtKeyUsageServerAuth, []string{ip}, now) == nil
 }
+
+// A CertInfo tells how long a certificate is good.
+type CertInfo struct {
+	Name    string // "CA", "client", or the machine's name
+	Machine string // the machine's name, if it is one's
+	Ends    time.Time
+	Stale   bool // it should be renewed
+	Err     error
+}
+
+// Certificates lists the CA, the client's certificate and those of machines.
+func (m *Manager) Certificates(names []string) []CertInfo {
+	p := m.paths()
+	list := []CertInfo{certInfo("CA", p.CA), certInfo("client", p.Cert)}
+	for _, n := range names {
+		ci := certInfo(n, filepath.Join(m.Store.MachineDir(n), "server.pem"))
+		if errors.Is(ci.Err, os.ErrNotExist) {
+			continue // none's
+		}
+		ci.Machine = n
+		list = append(list, ci)
+	}
+	return list
+}
+
+func certInfo(name, file string) CertInfo {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return CertInfo{Name: name, Err: err}
+	}
+	leaf, err := certs.Leaf(data)
+	if err != nil {
+		return CertInfo{Name: name, Err: err}
+	}
+	return CertInfo{Name: name, Ends: leaf.NotAfter, Stale: certs.Stale(data, time.Now())}
+}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -116,11 +117,9 @@ func (m *Manager) open(rec *store.Record) (*Machine, error) {
 func (m *Manager) env(mc *Machine) drivers.Env {
 	return drivers.Env{
 		Machine: mc.Name, Store: m.Store.Dir, Log: m.Log,
-		Say:  func(format string, args ...any) { m.Say("(%s) %s", mc.Name, fmt.Sprintf(format, args...)) },
-		Save: mc.Save,
-		Agent: func() (string, error) {
-			return provision.AgentFile(m.Store.Path("cache"), runtime.GOARCH)
-		},
+		Say:   func(format string, args ...any) { m.Say("(%s) %s", mc.Name, fmt.Sprintf(format, args...)) },
+		Save:  mc.Save,
+		Agent: func() (string, error) { return AgentFile(m.Store.Dir) },
 	}
 }
 
@@ -230,6 +229,12 @@ func Each(ctx context.Context, names []string, limit int, f func(ctx context.Con
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// AgentFile writes the agent for this computer into a store's cache, and
+// returns its path. Safe to repeat.
+func AgentFile(storeDir string) (string, error) {
+	return provision.AgentFile(filepath.Join(storeDir, "cache"), runtime.GOARCH)
 }
 
 // username is whom certificates are for.

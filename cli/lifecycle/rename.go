@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"machine/cli/store"
@@ -53,6 +54,19 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	rec, err := m.Store.Load(to)
 	if err != nil {
 		return err
+	}
+	// The host's key was recorded under the old name.
+	hosts := m.Store.Path("machines", to, "known_hosts")
+	if data, err := os.ReadFile(hosts); err == nil {
+		lines := strings.SplitAfter(string(data), "\n")
+		for i, l := range lines {
+			if rest, ok := strings.CutPrefix(l, from+" "); ok {
+				lines[i] = to + " " + rest
+			}
+		}
+		if err := store.WriteFile(hosts, []byte(strings.Join(lines, "")), 0o600); err != nil {
+			return err
+		}
 	}
 	return m.moved(rec, from, to)
 }

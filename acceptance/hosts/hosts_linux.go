@@ -1,0 +1,230 @@
+package hosts
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+// A Host is one host that answers SSH.
+type Host struct {
+	IP   string
+	User string
+	Key  string // private key file
+	Dir  string // its files: upper/ holds what it wrote
+
+	t   testing.TB
+	pid int
+	n   int
+}
+
+var count atomic.Int32
+
+const bridge = "hosts0"
+
+// Options change what a host is like.
+type Options struct {
+	Setup string // shell text that runs inside before sshd starts
+}
+
+// New starts a host, which ends with the test.
+func New(t testing.TB, opts ...Options) *Host {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	n := int(count.Add(1))
+	dir, err := os.MkdirTemp("/var/tmp", "machine-host-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &Host{IP: fmt.Sprintf("10.219.0.%d", n+1), User: "root", Key: filepath.Join(dir, "id"), Dir: dir, t: t, n: n}
+	t.Cleanup(func() { h.Kill(); _ = os.RemoveAll(dir) })
+	makeKeys(t, h.Key)
+	for _, d := range []string{"upper", "work", "data", "root"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	makeBridge(t)
+	setup := ""
+	for _, o := range opts {
+		setup += o.Setup + "\n"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "setup"), []byte(setup), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "boot"), []byte(bootScript), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.Start()
+	return h
+}
+
+// bootScript makes the root and becomes sshd. $1 is the folder.
+const bootScript = `set -e
+cd "$1"
+mount --make-rprivate /
+mount -t overlay host root -o lowerdir=/,upperdir=upper,workdir=work
+mkdir -p root/var/lib/docker root/.old
+mount --bind data root/var/lib/docker
+mount -t proc proc root/proc
+mount -t sysfs sysfs root/sys
+mount --rbind /dev root/dev
+mount -t tmpfs tmpfs root/run
+mount -t tmpfs tmpfs root/tmp
+mkdir -p root/run/sshd root/run/lock root/etc/ssh-host
+cp id.pub root/etc/ssh-host/keys
+cp setup root/etc/ssh-host/setup
+[ -f root/etc/ssh-host/key ] || ssh-keygen -q -t ed25519 -N '' -f root/etc/ssh-host/key
+chmod 600 root/etc/ssh-host/*
+cat > root/etc/ssh-host/config <<E
+Port 22
+HostKey /etc/ssh-host/key
+AuthorizedKeysFile /etc/ssh-host/keys
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+Subsystem sftp internal-sftp
+PidFile /run/sshd.pid
+E
+cd root
+pivot_root . .old
+cd /
+umount -l /.old
+hostname host
+ip link set lo up
+sh -e /etc/ssh-host/setup
+exec /usr/sbin/sshd -D -e -f /etc/ssh-host/config
+`
+
+// Start boots the host; after Kill it is the same host again.
+func (h *Host) Start() {
+	h.t.Helper()
+	log, err := os.OpenFile(filepath.Join(h.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", filepath.Join(h.Dir, "boot"), h.Dir)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET}
+	if err := cmd.Start(); err != nil {
+		h.t.Fatalf("start host: %v", err)
+	}
+	_ = log.Close()
+	h.pid = cmd.Process.Pid
+	go func() { _ = cmd.Wait() }()
+	veth := fmt.Sprintf("hst%d", h.n)
+	_ = exec.Command("ip", "link", "del", veth).Run()
+	run(h.t, "ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "address",
+		fmt.Sprintf("02:68:00:00:00:%02x", h.n+1), "netns", fmt.Sprint(h.pid))
+	run(h.t, "ip", "link", "set", veth, "master", bridge, "up")
+	nsenter := func(args ...string) {
+		run(h.t, "nsenter", append([]string{"-t", fmt.Sprint(h.pid), "-n"}, args...)...)
+	}
+	nsenter("ip", "addr", "add", h.IP+"/24", "dev", "eth0")
+	nsenter("ip", "link", "set", "eth0", "up")
+	nsenter("ip", "route", "add", "default", "via", "10.219.0.1")
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		c, err := net.DialTimeout("tcp", h.IP+":22", time.Second)
+		if err == nil {
+			_ = c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			data, _ := os.ReadFile(filepath.Join(h.Dir, "log"))
+			h.t.Fatalf("host %s does not answer: %v\n%s", h.IP, err, data)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// Kill cuts the host's power. Safe to repeat.
+func (h *Host) Kill() {
+	if h.pid == 0 {
+		return
+	}
+	_ = syscall.Kill(h.pid, syscall.SIGKILL)
+	for range 500 {
+		if syscall.Kill(h.pid, 0) != nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	h.pid = 0
+}
+
+// Exec runs shell text on the host without SSH and returns its output.
+func (h *Host) Exec(text string) string {
+	h.t.Helper()
+	cmd := exec.Command("nsenter", "-t", fmt.Sprint(h.pid), "-m", "-n", "-p", "-u", "-i", "-r", "-w", "/bin/sh", "-c", text)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		h.t.Fatalf("on host: %s: %v\n%s", text, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Read returns a file of the host as it is in its upper layer, or "".
+func (h *Host) Read(path string) string {
+	data, err := os.ReadFile(filepath.Join(h.Dir, "upper", path))
+	if err != nil {
+		return ""
+	}
+	return string(data)
+}
+
+func makeBridge(t testing.TB) {
+	t.Helper()
+	_ = exec.Command("ip", "link", "set", "lo", "up").Run()
+	if exec.Command("ip", "link", "show", bridge).Run() == nil {
+		return
+	}
+	run(t, "ip", "link", "add", bridge, "address", "02:68:00:00:00:01", "type", "bridge")
+	run(t, "ip", "addr", "add", "10.219.0.1/24", "dev", bridge)
+	run(t, "ip", "link", "set", bridge, "up")
+}
+
+func run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+func makeKeys(t testing.TB, path string) {
+	t.Helper()
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(priv, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sshPub, err := ssh.NewPublicKey(pub)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".pub", ssh.MarshalAuthorizedKey(sshPub), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,280 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"machine/acceptance/hosts"
+	"machine/cli"
+)
+
+var (
+	fakeOnce sync.Once
+	fakeDir  string
+	fakeErr  error
+)
+
+// fakeAgents builds two versions of the agent's stand-in.
+func fakeAgents(t *testing.T) (v1, v2 string) {
+	t.Helper()
+	fakeOnce.Do(func() {
+		// In a folder that is there anyway: go test removes none of ours.
+		fakeDir, fakeErr = os.MkdirTemp("", "fakeagent")
+		for _, v := range []string{"1", "2"} {
+			if fakeErr == nil {
+				cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=fake-"+v, "-o", filepath.Join(fakeDir, v), "machine/acceptance/hosts/fakeagent")
+				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+				if out, err := cmd.CombinedOutput(); err != nil {
+					fakeErr = fmt.Errorf("%w: %s", err, out)
+				}
+			}
+		}
+	})
+	if fakeErr != nil {
+		t.Fatal(fakeErr)
+	}
+	return filepath.Join(fakeDir, "1"), filepath.Join(fakeDir, "2")
+}
+
+// kernelTest skips outside of namespaces that are the test's own: it makes
+// bridges and machines.
+func kernelTest(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	// A default route means: this is the computer's own network.
+	routes, _ := os.ReadFile("/proc/net/route")
+	for _, line := range strings.Split(string(routes), "\n") {
+		if f := strings.Fields(line); len(f) > 2 && f[1] == "00000000" {
+			t.Skip("needs namespaces of its own: scripts/dev/isolated.sh")
+		}
+	}
+	_ = exec.Command("ip", "link", "set", "lo", "up").Run()
+}
+
+// newStore is a store on a real file system.
+func newStore(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "machine-store-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("MACHINE_STORAGE_PATH", dir)
+	t.Setenv("SHELL", "/bin/bash")
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// machine runs one command line in this process.
+func machine(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	var out, errs bytes.Buffer
+	start := time.Now()
+	code = cli.Run(ctx, append([]string{"machine"}, args...), strings.NewReader(""), &out, &errs)
+	t.Logf("machine %s: %d in %v", strings.Join(args, " "), code, time.Since(start).Round(time.Millisecond))
+	return code, out.String(), errs.String()
+}
+
+func must(t *testing.T, args ...string) string {
+	t.Helper()
+	code, out, errs := machine(t, args...)
+	if code != 0 {
+		t.Fatalf("machine %s: exit %d\n%s\n%s", strings.Join(args, " "), code, out, errs)
+	}
+	return out
+}
+
+func TestGenericLife(t *testing.T) {
+	kernelTest(t)
+	v1, v2 := fakeAgents(t)
+	t.Setenv("MACHINE_AGENT", v1)
+	store := newStore(t)
+	h := hosts.New(t)
+	start := time.Now()
+	must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
+	if d := time.Since(start); d > 3*time.Second {
+		t.Errorf("create took %v, budget 3 s", d)
+	}
+	if got := must(t, "ls"); !strings.Contains(got, "tcp://"+h.IP+":2376") || !strings.Contains(got, "vfake-1") {
+		t.Errorf("ls: %s", got)
+	}
+	if got := must(t, "status", "web"); got != "Running\n" {
+		t.Errorf("status: %q", got)
+	}
+	if got := must(t, "env", "web"); !strings.Contains(got, `export DOCKER_HOST="tcp://`+h.IP+`:2376"`) {
+		t.Errorf("env: %s", got)
+	}
+	if got := must(t, "ssh", "web", "hostname"); got != "host\n" {
+		t.Errorf("ssh: %q", got)
+	}
+	if code, _, _ := machine(t, "ssh", "web", "exit 7"); code != 7 {
+		t.Errorf("ssh exit code %d, want 7", code)
+	}
+	pid := h.Exec("cat /run/machine-agent.pid")
+	if got := must(t, "provision", "web"); !strings.Contains(got, "up to date") {
+		t.Errorf("provision again: %s", got)
+	}
+	if now := h.Exec("cat /run/machine-agent.pid"); now != pid {
+		t.Errorf("an up-to-date host was restarted: %s, was %s", now, pid)
+	}
+	// Upgrade replaces the agent and nothing else.
+	t.Setenv("MACHINE_AGENT", v2)
+	must(t, "upgrade", "web")
+	if got := must(t, "version", "web"); got != "fake-2\n" {
+		t.Errorf("version after upgrade: %q", got)
+	}
+	old := h.Read("/etc/docker/server.pem")
+	must(t, "regenerate-certs", "-f", "web")
+	if now := h.Read("/etc/docker/server.pem"); now == old || now == "" {
+		t.Error("regenerate-certs left the certificate")
+	}
+	must(t, "config", "web")
+	checkModes(t, store, h)
+	must(t, "rm", "-y", "web")
+	if names := must(t, "ls", "-q"); names != "" {
+		t.Errorf("ls -q after rm: %q", names)
+	}
+}
+
+// checkModes: no key can be read by others, here or there (S45).
+func checkModes(t *testing.T, store string, h *hosts.Host) {
+	t.Helper()
+	for _, root := range []string{store, filepath.Join(h.Dir, "upper/etc/docker")} {
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.Contains(path, "key") && !strings.HasSuffix(path, "config.json") {
+				return nil
+			}
+			if fi, err := d.Info(); err == nil && fi.Mode().Perm()&0o077 != 0 {
+				t.Errorf("%s has mode %v", path, fi.Mode())
+			}
+			return nil
+		})
+	}
+}
+
+func TestS42ChangedHostKey(t *testing.T) {
+	kernelTest(t)
+	v1, _ := fakeAgents(t)
+	t.Setenv("MACHINE_AGENT", v1)
+	newStore(t)
+	h := hosts.New(t)
+	must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
+	h.Kill()
+	if err := os.Remove(filepath.Join(h.Dir, "upper/etc/ssh-host/key")); err != nil {
+		t.Fatal(err)
+	}
+	h.Start()
+	code, _, errs := machine(t, "provision", "web")
+	if code != 5 || !strings.Contains(errs, "CHANGED") {
+		t.Errorf("changed host key: exit %d, %s", code, errs)
+	}
+	if code, _, _ := machine(t, "ssh", "web", "true"); code == 0 {
+		t.Error("ssh went to a host with another key")
+	}
+}
+
+func TestGenericRefusals(t *testing.T) {
+	kernelTest(t)
+	v1, _ := fakeAgents(t)
+	t.Setenv("MACHINE_AGENT", v1)
+	newStore(t)
+	h := hosts.New(t, hosts.Options{Setup: "/usr/sbin/sshd -f /etc/ssh-host/config -p 2376 -o PidFile=/run/second.pid"})
+	other := hosts.New(t)
+	for _, c := range []struct {
+		what string
+		args []string
+		want string
+		code int
+	}{
+		{"port taken", []string{"--generic-ssh-key", h.Key}, "port 2376 of the host is taken by", 1},
+		{"wrong key", []string{"--generic-ssh-key", other.Key}, "refused the login", 1},
+		{"public key", []string{"--generic-ssh-key", h.Key + ".pub"}, "public half", 3},
+		{"no key file", []string{"--generic-ssh-key", "/nonexistent"}, "does not exist", 3},
+	} {
+		start := time.Now()
+		args := append([]string{"create", "-d", "generic", "--generic-ip-address", h.IP, "x"}, c.args...)
+		code, _, errs := machine(t, args...)
+		if code != c.code || !strings.Contains(errs, c.want) {
+			t.Errorf("%s: exit %d, %s; want %d, %q", c.what, code, errs, c.code, c.want)
+		}
+		if d := time.Since(start); d > 15*time.Second {
+			t.Errorf("%s: took %v", c.what, d)
+		}
+		must(t, "rm", "-f", "x")
+	}
+}
+
+func TestLocalLife(t *testing.T) {
+	kernelTest(t)
+	v1, _ := fakeAgents(t)
+	t.Setenv("MACHINE_AGENT", v1)
+	newStore(t)
+	start := time.Now()
+	must(t, "create", "-d", "local", "dev")
+	t.Cleanup(func() { machine(t, "rm", "-f", "dev") })
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("create took %v, budget 1 s", d)
+	}
+	ip := must(t, "ip", "dev")
+	if got := must(t, "ssh", "dev", "hostname; cat /proc/1/comm >/dev/null; id -u"); got != "dev\n0\n" {
+		t.Errorf("ssh: %q", got)
+	}
+	must(t, "ssh", "dev", "echo kept > /root/file; echo kept > /var/lib/docker/file")
+	if _, err := os.Stat("/root/file"); err == nil {
+		t.Error("the machine wrote on the computer")
+	}
+	must(t, "stop", "dev")
+	if got := must(t, "status", "dev"); got != "Stopped\n" {
+		t.Errorf("status: %q", got)
+	}
+	if code, _, errs := machine(t, "stop", "dev"); code != 1 || !strings.Contains(errs, `Machine "dev" is already stopped.`) {
+		t.Errorf("stop again: %d %s", code, errs)
+	}
+	if code, _, errs := machine(t, "url", "dev"); code != 1 || !strings.Contains(errs, "Host is not running") {
+		t.Errorf("url of a stopped machine: %d %s", code, errs)
+	}
+	must(t, "start", "dev")
+	if now := must(t, "ip", "dev"); now != ip {
+		t.Errorf("ip after start: %s, was %s", now, ip)
+	}
+	if got := must(t, "ssh", "dev", "cat /root/file /var/lib/docker/file"); got != "kept\nkept\n" {
+		t.Errorf("files after restart: %q", got)
+	}
+	must(t, "kill", "dev")
+	must(t, "restart", "dev")
+	must(t, "config", "dev")
+	must(t, "rm", "-y", "dev")
+	noTrace(t)
+}
+
+// noTrace looks for what a machine could leave in the kernel.
+func noTrace(t *testing.T) {
+	t.Helper()
+	if out, _ := exec.Command("ip", "-o", "link").Output(); strings.Contains(string(out), "mach") {
+		t.Errorf("links are left:\n%s", out)
+	}
+	if out, _ := exec.Command("nft", "list", "tables").Output(); strings.Contains(string(out), "machine") {
+		t.Errorf("nftables are left:\n%s", out)
+	}
+	if out, _ := exec.Command("sh", "-c", "find /sys/fs/cgroup -maxdepth 2 -name machine").Output(); len(out) > 0 {
+		t.Errorf("cgroups are left:\n%s", out)
+	}
+	if out, _ := os.ReadFile("/proc/self/mounts"); strings.Contains(string(out), "upperdir=upper") {
+		t.Errorf("mounts are left:\n%s", out)
+	}
+	if entries, _ := os.ReadDir("/run/machine/ip"); len(entries) > 0 {
+		t.Errorf("addresses are left: %v", entries)
+	}
+}

@@ -1,0 +1,240 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"machine/provision/ssh"
+)
+
+// A Place is one end of a copy: a path here, or on a machine.
+type Place struct {
+	Machine string // empty: this computer
+	User    string // empty: the machine's
+	Path    string
+}
+
+// ParsePlace reads [[user@]machine:]path. "localhost:" and no colon mean this
+// computer; so does a drive letter, if letters says that there are such.
+func ParsePlace(s string, letters bool) Place {
+	host, p, ok := strings.Cut(s, ":")
+	if !ok || letters && len(host) == 1 || strings.ContainsAny(host, `/\`) {
+		return Place{Path: s}
+	}
+	if host == "localhost" {
+		return Place{Path: p}
+	}
+	pl := Place{Machine: host, Path: p}
+	if user, name, ok := strings.Cut(host, "@"); ok {
+		pl.User, pl.Machine = user, name
+	}
+	if pl.Path == "" {
+		pl.Path = "."
+	}
+	return pl
+}
+
+// CopyOptions say how to copy.
+type CopyOptions struct {
+	Recursive bool
+	Delta     bool // leave out files of equal size and time, as rsync does
+	// Each is told of every file; nil for quiet.
+	Each func(name string, size int64)
+}
+
+// tree is a file system at one end. Names are of the end's own kind; they are
+// never handed to a shell.
+type tree interface {
+	Stat(name string) (fs.FileInfo, error)
+	List(name string) ([]fs.FileInfo, error)
+	Open(name string) (io.ReadCloser, error)
+	// Write replaces a file; the old one stays until the new one is whole.
+	Write(name string, r io.Reader, info fs.FileInfo, keepTime bool) error
+	Mkdir(name string, mode fs.FileMode) error
+}
+
+// Copy copies files between machines and this computer, over SSH's file
+// service: no program is needed at the other end, and names are literal.
+func (m *Manager) Copy(ctx context.Context, src, dst Place, o CopyOptions) error {
+	from, joinFrom, closeFrom, err := m.tree(ctx, src)
+	if err != nil {
+		return err
+	}
+	defer closeFrom()
+	to, joinTo, closeTo, err := m.tree(ctx, dst)
+	if err != nil {
+		return err
+	}
+	defer closeTo()
+	info, err := from.Stat(src.Path)
+	if err != nil {
+		return fmt.Errorf("scp %s: %w", src.Path, err)
+	}
+	target := dst.Path
+	if di, err := to.Stat(target); err == nil && di.IsDir() {
+		// As scp: into a folder that is there, under its own name; but
+		// DIR/. means what is in it.
+		if base := baseName(src.Path, joinFrom); base != "." && base != ".." {
+			target = joinTo(target, base)
+		}
+	}
+	c := copier{ctx: ctx, from: from, to: to, joinFrom: joinFrom, joinTo: joinTo, CopyOptions: o}
+	return c.copy(src.Path, target, info)
+}
+
+func baseName(p string, join func(...string) string) string {
+	if strings.HasSuffix(p, "/.") || p == "." {
+		return "."
+	}
+	p = join(p)
+	if i := strings.LastIndexAny(p, `/`+string(os.PathSeparator)); i >= 0 {
+		return p[i+1:]
+	}
+	return p
+}
+
+type copier struct {
+	CopyOptions
+	ctx              context.Context //nolint:containedctx // lives as long as one Copy
+	from, to         tree
+	joinFrom, joinTo func(...string) string
+}
+
+func (c *copier) copy(src, dst string, info fs.FileInfo) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return c.copyDir(src, dst, info)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("scp %s: not a regular file", src)
+	}
+	if c.Delta {
+		if old, err := c.to.Stat(dst); err == nil && old.Mode().IsRegular() && old.Size() == info.Size() && old.ModTime().Unix() == info.ModTime().Unix() {
+			return nil
+		}
+	}
+	r, err := c.from.Open(src)
+	if err != nil {
+		return fmt.Errorf("scp %s: %w", src, err)
+	}
+	defer func() { _ = r.Close() }()
+	if err := c.to.Write(dst, r, info, c.Delta); err != nil {
+		return fmt.Errorf("scp to %s: %w", dst, err)
+	}
+	if c.Each != nil {
+		c.Each(src, info.Size())
+	}
+	return nil
+}
+
+func (c *copier) copyDir(src, dst string, info fs.FileInfo) error {
+	if !c.Recursive {
+		return fmt.Errorf("scp: %s: is a directory: use -r", src)
+	}
+	if err := c.to.Mkdir(dst, info.Mode().Perm()|0o700); err != nil {
+		return fmt.Errorf("scp to %s: %w", dst, err)
+	}
+	list, err := c.from.List(src)
+	if err != nil {
+		return fmt.Errorf("scp %s: %w", src, err)
+	}
+	for _, fi := range list {
+		name := fi.Name()
+		// A server that answers with paths wants to write elsewhere (CVE-2019-6111).
+		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || strings.ContainsRune(name, os.PathSeparator) {
+			return fmt.Errorf("scp %s: the host lists the name %q, which is not one", src, name)
+		}
+		if fi.Mode()&fs.ModeSymlink != 0 {
+			// As scp: what it points to, and links to nowhere are told.
+			if fi, err = c.from.Stat(c.joinFrom(src, name)); err != nil {
+				return fmt.Errorf("scp %s: %w", c.joinFrom(src, name), err)
+			}
+			if fi.IsDir() {
+				continue // a linked folder may lead back here
+			}
+		}
+		if err := c.copy(c.joinFrom(src, name), c.joinTo(dst, name), fi); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) tree(ctx context.Context, p Place) (t tree, join func(...string) string, release func(), err error) {
+	if p.Machine == "" {
+		return localTree{}, filepath.Join, func() {}, nil
+	}
+	mc, err := m.Load(p.Machine)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer func() { _ = mc.Close() }()
+	conf, err := mc.SSH(ctx)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("scp: machine %q: %w", p.Machine, err)
+	}
+	if p.User != "" {
+		conf.User = p.User
+	}
+	cl, err := ssh.Dial(ctx, conf)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	files, err := cl.Files()
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, cl.Close())
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cl.Client.Close() })
+	return ssh.Tree{Client: files}, path.Join, func() { stop(); _ = files.Close(); _ = cl.Close() }, nil
+}
+
+// localTree is this computer.
+type localTree struct{}
+
+func (localTree) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+func (localTree) Open(name string) (io.ReadCloser, error) { return os.Open(name) }
+
+func (localTree) Mkdir(name string, mode fs.FileMode) error { return os.MkdirAll(name, mode) }
+
+func (localTree) List(name string) ([]fs.FileInfo, error) {
+	entries, err := os.ReadDir(name)
+	if err != nil {
+		return nil, err
+	}
+	var list []fs.FileInfo
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil {
+			list = append(list, fi)
+		}
+	}
+	return list, nil
+}
+
+func (localTree) Write(name string, r io.Reader, info fs.FileInfo, keepTime bool) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".scp-*")
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	err = errors.Join(err, f.Chmod(info.Mode().Perm()), f.Close())
+	if err == nil && keepTime {
+		err = os.Chtimes(f.Name(), info.ModTime(), info.ModTime())
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
