@@ -72,10 +72,10 @@ func TestRestartPolicies(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	e := start(t)
-	e.Run("run", "-d", "--name", "h", "--health-cmd", "test -e /tmp/well", "--health-interval", "50ms", "--health-retries", "2", "busybox", "sleep", "1000")
-	status := func() string { return e.Run("inspect", "-f", "{{.State.Health.Status}}", "h") }
+	e.Run("run", "-d", "--name", "ch", "--health-cmd", "test -e /tmp/well", "--health-interval", "50ms", "--health-retries", "2", "busybox", "sleep", "1000")
+	status := func() string { return e.Run("inspect", "-f", "{{.State.Health.Status}}", "ch") }
 	e.Eventually("unhealthy", func() bool { return status() == "unhealthy" })
-	e.Run("exec", "h", "touch", "/tmp/well")
+	e.Run("exec", "ch", "touch", "/tmp/well")
 	e.Eventually("healthy", func() bool { return status() == "healthy" })
 	contains(t, "ps", e.Run("ps"), "(healthy)")
 	e.Audit()
@@ -86,13 +86,13 @@ func TestLimits(t *testing.T) {
 	r := e.Try("run", "--name", "oom", "-m", "20m", "--memory-swap", "20m", "busybox", "sh", "-c", "x=a; while :; do x=$x$x; done")
 	equal(t, "code", fmt.Sprint(r.Code), "137")
 	equal(t, "OOMKilled", e.Run("inspect", "-f", "{{.State.OOMKilled}}", "oom"), "true")
-	e.Run("run", "-d", "--name", "l", "--cpus", "0.5", "--pids-limit", "20", "-m", "64m", "--ulimit", "nofile=100:200", "--sysctl", "net.ipv4.ip_default_ttl=33", "--shm-size", "8m", "busybox", "sleep", "1000")
-	equal(t, "ulimit", e.Run("exec", "l", "sh", "-c", "ulimit -n"), "100")
-	equal(t, "sysctl", e.Run("exec", "l", "cat", "/proc/sys/net/ipv4/ip_default_ttl"), "33")
-	contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "l"), "64MiB")
-	e.Run("update", "-m", "96m", "--memory-swap", "96m", "l")
-	contains(t, "updated", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "l"), "96MiB")
-	if e.Try("exec", "l", "sh", "-c", "for i in $(seq 30); do sleep 5 & done; wait").Code == 0 {
+	e.Run("run", "-d", "--name", "cl", "--cpus", "0.5", "--pids-limit", "20", "-m", "64m", "--ulimit", "nofile=100:200", "--sysctl", "net.ipv4.ip_default_ttl=33", "--shm-size", "8m", "busybox", "sleep", "1000")
+	equal(t, "ulimit", e.Run("exec", "cl", "sh", "-c", "ulimit -n"), "100")
+	equal(t, "sysctl", e.Run("exec", "cl", "cat", "/proc/sys/net/ipv4/ip_default_ttl"), "33")
+	contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "cl"), "64MiB")
+	e.Run("update", "-m", "96m", "--memory-swap", "96m", "cl")
+	contains(t, "updated", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "cl"), "96MiB")
+	if e.Try("exec", "cl", "sh", "-c", "for i in $(seq 30); do sleep 5 & done; wait").Code == 0 {
 		t.Error("more processes than the limit")
 	}
 	e.Fails(125, "minimum memory limit", "run", "-m", "1k", "busybox", "true")
@@ -103,17 +103,17 @@ func TestLimits(t *testing.T) {
 func TestEvents(t *testing.T) {
 	e := start(t)
 	since := strings.TrimSpace(e.Run("info", "-f", "{{.SystemTime}}"))
-	e.Run("run", "--name", "a", "--label", "k=v", "busybox", "true")
-	e.Run("run", "-d", "--name", "b", "busybox", "sleep", "1000")
-	e.Run("restart", "-t", "0", "b")
-	e.Run("rm", "-f", "b")
+	e.Run("run", "--name", "ca", "--label", "k=v", "busybox", "true")
+	e.Run("run", "-d", "--name", "cb", "busybox", "sleep", "1000")
+	e.Run("restart", "-t", "0", "cb")
+	e.Run("rm", "-f", "cb")
 	until := strings.TrimSpace(e.Run("info", "-f", "{{.SystemTime}}"))
 	seq := func(name string) string {
 		out := e.Run("events", "--since", since, "--until", until, "--filter", "container="+name, "--format", "{{.Action}}")
 		return strings.Join(strings.Fields(out), " ")
 	}
-	equal(t, "run", seq("a"), "create attach start die")
-	equal(t, "restart and rm -f", seq("b"), "create start kill kill die stop start restart kill die destroy")
-	contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=a"), "k=v")
+	equal(t, "run", seq("ca"), "create attach start die")
+	equal(t, "restart and rm -f", seq("cb"), "create start kill kill die stop start restart kill die destroy")
+	contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=ca"), "k=v")
 	e.Audit()
 }

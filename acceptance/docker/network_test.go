@@ -76,9 +76,9 @@ func TestVolumes(t *testing.T) {
 	e.Run("run", "--rm", "-v", "data:/d", "busybox", "sh", "-c", "echo kept >/d/f")
 	equal(t, "named", e.Run("run", "--rm", "-v", "data:/d:ro", "busybox", "cat", "/d/f"), "kept")
 	e.Fails(1, "", "run", "--rm", "-v", "data:/d:ro", "busybox", "touch", "/d/g")
-	e.Run("run", "-d", "--name", "u", "-v", "data:/d", "-v", "/anon", "busybox", "sleep", "1000")
+	e.Run("run", "-d", "--name", "cu", "-v", "data:/d", "-v", "/anon", "busybox", "sleep", "1000")
 	e.Fails(1, "in use", "volume", "rm", "data")
-	equal(t, "volumes-from", e.Run("run", "--rm", "--volumes-from", "u", "busybox", "cat", "/d/f"), "kept")
+	equal(t, "volumes-from", e.Run("run", "--rm", "--volumes-from", "cu", "busybox", "cat", "/d/f"), "kept")
 	equal(t, "prefilled", e.Run("run", "--rm", "-v", "etc:/etc/copy", "-v", "filled:/home", "busybox", "sh", "-c", "ls -d /home"), "/home")
 	equal(t, "filled from the image", e.Run("run", "--rm", "-v", "bins:/bin2", "-v", "etcv:/etc", "busybox", "sh", "-c", "grep -c root /etc/passwd"), "1")
 	host := e.Dir + "/host"
@@ -88,7 +88,7 @@ func TestVolumes(t *testing.T) {
 	if n := len(strings.Fields(e.Run("volume", "ls", "-q"))); n < 5 {
 		t.Errorf("%d volumes", n)
 	}
-	e.Run("rm", "-f", "-v", "u")
+	e.Run("rm", "-f", "-v", "cu")
 	e.Run("volume", "rm", "data")
 	e.Fails(1, "no such volume", "volume", "inspect", "data")
 	e.Run("volume", "prune", "-a", "-f")

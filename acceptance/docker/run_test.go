@@ -57,7 +57,7 @@ func TestRun(t *testing.T) {
 func TestExitCodes(t *testing.T) {
 	e := start(t)
 	e.Fails(7, "", "run", "--rm", "busybox", "sh", "-c", "exit 7")
-	e.Fails(137, "", "run", "--rm", "busybox", "sh", "-c", "kill -9 $$")
+	e.Fails(137, "", "run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'")
 	e.Fails(127, "executable file not found", "run", "--rm", "busybox", "nonesuch")
 	e.Fails(127, "no such file or directory", "run", "--rm", "busybox", "/none/such")
 	e.Fails(126, "permission denied", "run", "--rm", "busybox", "/etc/passwd")
@@ -108,21 +108,21 @@ func TestLifecycle(t *testing.T) {
 
 func TestLogs(t *testing.T) {
 	e := start(t)
-	e.Run("run", "--name", "l", "busybox", "sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; echo err >&2")
-	equal(t, "tail", e.Run("logs", "--tail", "2", "l"), "line 5")
-	r := e.Try("logs", "-t", "l")
+	e.Run("run", "--name", "cl", "busybox", "sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; echo err >&2")
+	equal(t, "tail", e.Run("logs", "--tail", "2", "cl"), "line 5")
+	r := e.Try("logs", "-t", "cl")
 	if f := strings.SplitN(strings.TrimSpace(r.Out), "\n", 2)[0]; len(strings.Fields(f)[0]) != len("2026-11-21T15:24:21.123456789Z") {
 		t.Errorf("timestamps: %q", f)
 	}
 	equal(t, "stderr", r.Err[31:], "err\n")
-	follow := e.Docker("logs", "-f", "f")
-	e.Run("run", "-d", "--name", "f", "busybox", "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.1; done")
+	follow := e.Docker("logs", "-f", "cf")
+	e.Run("run", "-d", "--name", "cf", "busybox", "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.1; done")
 	b, err := follow.Output()
 	if err != nil || string(b) != "1\n2\n3\n" {
 		t.Errorf("logs -f: %q, %v", b, err)
 	}
-	e.Run("run", "--name", "n", "--log-driver", "none", "busybox", "echo", "x")
-	e.Fails(1, "does not support reading", "logs", "n")
+	e.Run("run", "--name", "cn", "--log-driver", "none", "busybox", "echo", "x")
+	e.Fails(1, "does not support reading", "logs", "cn")
 	e.Run("run", "--name", "loc", "--log-driver", "local", "busybox", "echo", "kept")
 	equal(t, "local driver", e.Run("logs", "loc"), "kept")
 	e.Audit()
@@ -130,61 +130,61 @@ func TestLogs(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	e := start(t)
-	e.Run("run", "-d", "--name", "x", "-e", "A=1", "busybox", "sleep", "1000")
-	equal(t, "exec", e.Run("exec", "x", "echo", "hi"), "hi")
-	equal(t, "env", e.Run("exec", "-e", "B=2", "x", "sh", "-c", "echo $A$B"), "12")
-	equal(t, "user and dir", e.Run("exec", "-u", "user", "-w", "/tmp", "x", "sh", "-c", "id -un; pwd"), "user\n/tmp")
-	equal(t, "stdin", e.Input("abc", "exec", "-i", "x", "cat"), "abc")
-	e.Fails(9, "", "exec", "x", "sh", "-c", "exit 9")
-	e.Fails(127, "executable file not found", "exec", "x", "nonesuch")
-	e.Fails(126, "permission denied", "exec", "x", "/etc/passwd")
-	e.Run("exec", "-d", "x", "touch", "/tmp/mark")
-	e.Eventually("detached exec ran", func() bool { return e.Try("exec", "x", "test", "-e", "/tmp/mark").Code == 0 })
-	e.Run("pause", "x")
-	e.Fails(1, "is paused", "exec", "x", "true")
-	e.Run("unpause", "x")
-	e.Run("stop", "-t", "0", "x")
-	e.Fails(1, "is not running", "exec", "x", "true")
+	e.Run("run", "-d", "--name", "cx", "-e", "A=1", "busybox", "sleep", "1000")
+	equal(t, "exec", e.Run("exec", "cx", "echo", "hi"), "hi")
+	equal(t, "env", e.Run("exec", "-e", "B=2", "cx", "sh", "-c", "echo $A$B"), "12")
+	equal(t, "user and dir", e.Run("exec", "-u", "user", "-w", "/tmp", "cx", "sh", "-c", "id -un; pwd"), "user\n/tmp")
+	equal(t, "stdin", e.Input("abc", "exec", "-i", "cx", "cat"), "abc")
+	e.Fails(9, "", "exec", "cx", "sh", "-c", "exit 9")
+	e.Fails(127, "executable file not found", "exec", "cx", "nonesuch")
+	e.Fails(126, "permission denied", "exec", "cx", "/etc/passwd")
+	e.Run("exec", "-d", "cx", "touch", "/tmp/mark")
+	e.Eventually("detached exec ran", func() bool { return e.Try("exec", "cx", "test", "-e", "/tmp/mark").Code == 0 })
+	e.Run("pause", "cx")
+	e.Fails(1, "is paused", "exec", "cx", "true")
+	e.Run("unpause", "cx")
+	e.Run("stop", "-t", "0", "cx")
+	e.Fails(1, "is not running", "exec", "cx", "true")
 	e.Audit()
 }
 
 func TestCopy(t *testing.T) {
 	e := start(t)
-	e.Run("create", "--name", "c", "busybox", "sleep", "1000")
+	e.Run("create", "--name", "cc", "busybox", "sleep", "1000")
 	src := filepath.Join(e.Dir, "src")
 	os.MkdirAll(filepath.Join(src, "sub"), 0o755)
 	os.WriteFile(filepath.Join(src, "sub", "file"), []byte("data"), 0o640)
-	e.Run("cp", src, "c:/tmp/in")
-	e.Run("start", "c")
-	equal(t, "in", e.Run("exec", "c", "cat", "/tmp/in/sub/file"), "data")
-	e.Run("exec", "c", "sh", "-c", "echo more >/tmp/in/out; ln -s /tmp/in/out /tmp/link")
-	e.Run("cp", "c:/tmp/in/out", filepath.Join(e.Dir, "out"))
+	e.Run("cp", src, "cc:/tmp/in")
+	e.Run("start", "cc")
+	equal(t, "in", e.Run("exec", "cc", "cat", "/tmp/in/sub/file"), "data")
+	e.Run("exec", "cc", "sh", "-c", "echo more >/tmp/in/out; ln -s /tmp/in/out /tmp/link")
+	e.Run("cp", "cc:/tmp/in/out", filepath.Join(e.Dir, "out"))
 	if b, _ := os.ReadFile(filepath.Join(e.Dir, "out")); string(b) != "more\n" {
 		t.Errorf("copied out: %q", b)
 	}
-	e.Run("cp", "-L", "c:/tmp/link", filepath.Join(e.Dir, "out2"))
+	e.Run("cp", "-L", "cc:/tmp/link", filepath.Join(e.Dir, "out2"))
 	if b, _ := os.ReadFile(filepath.Join(e.Dir, "out2")); string(b) != "more\n" {
 		t.Errorf("copied through a link: %q", b)
 	}
-	e.Fails(1, "Could not find the file", "cp", "c:/none", e.Dir)
-	diff := e.Run("diff", "c")
+	e.Fails(1, "Could not find the file", "cp", "cc:/none", e.Dir)
+	diff := e.Run("diff", "cc")
 	contains(t, "diff", diff, "A /tmp/in/sub/file")
-	e.Run("export", "-o", filepath.Join(e.Dir, "x.tar"), "c")
+	e.Run("export", "-o", filepath.Join(e.Dir, "x.tar"), "cc")
 	e.Audit()
 }
 
 func TestInspectFields(t *testing.T) {
 	e := start(t)
-	e.Run("run", "-d", "--name", "i", "-p", "8080:80", "--restart", "unless-stopped", "busybox", "sleep", "1000")
+	e.Run("run", "-d", "--name", "ci", "-p", "8080:80", "--restart", "unless-stopped", "busybox", "sleep", "1000")
 	var in []map[string]any
-	if err := json.Unmarshal([]byte(e.Run("inspect", "i")), &in); err != nil || len(in) != 1 {
+	if err := json.Unmarshal([]byte(e.Run("inspect", "ci")), &in); err != nil || len(in) != 1 {
 		t.Fatal(err)
 	}
 	ns := in[0]["NetworkSettings"].(map[string]any)
 	if ip := ns["IPAddress"]; ip != "172.17.0.2" {
 		t.Errorf("legacy IPAddress: %v", ip)
 	}
-	equal(t, "port", e.Run("port", "i"), "80/tcp -> 0.0.0.0:8080")
+	equal(t, "port", e.Run("port", "ci"), "80/tcp -> 0.0.0.0:8080")
 	equal(t, "gateway", e.Run("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge"), "172.17.0.1")
 	contains(t, "containers of a network", e.Run("network", "inspect", "bridge"), "172.17.0.2/16")
 	e.Audit()

@@ -149,6 +149,12 @@ func checkResources(r *container.Resources) error {
 	if r.MemoryReservation > 0 && r.Memory > 0 && r.Memory < r.MemoryReservation {
 		return fault.Invalid.Errorf("minimum memory limit can not be less than memory reservation limit, see usage")
 	}
+	if s := r.MemorySwappiness; s != nil && *s == -1 { // the client's way to say nothing
+		r.MemorySwappiness = nil
+	}
+	if r.OomKillDisable == nil {
+		r.OomKillDisable = new(bool)
+	}
 	if s := r.MemorySwappiness; s != nil && (*s < -1 || *s > 100) {
 		return fault.Invalid.Errorf("invalid value: %d, valid memory swappiness range is 0-100", *s)
 	}
