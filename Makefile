@@ -7,7 +7,7 @@ CLIFLAGS := -s -w -X machine/cli.Version=$(VERSION) -X machine/cli.Commit=$(COMM
 GO := go build -trimpath
 ARCHS := amd64 arm64
 HOSTARCH := $(shell go env GOARCH)
-SOURCES := $(shell git ls-files '*.go' 2>/dev/null) go.mod go.sum
+SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)) go.mod go.sum
 
 .PHONY: build shims agents test race lint bench demo demo-clean accept clean
 

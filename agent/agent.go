@@ -28,6 +28,7 @@ import (
 	eventfeed "machine/agent/events"
 	"machine/agent/image"
 	"machine/agent/layer/overlay"
+	"machine/agent/logs"
 	"machine/agent/model"
 	"machine/agent/network"
 	"machine/agent/network/bridge"
@@ -193,7 +194,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 	}
 	a.containers, err = container.Open(container.Options{
 		Root: c.DataRoot, ExecRoot: c.ExecRoot, Images: a.images, Layers: a.layers, Networks: a.networks,
-		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: readLog, Publish: a.events.Publish,
+		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: logs.Read, Publish: a.events.Publish,
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
 			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap, AppArmor: hasAppArmor(),

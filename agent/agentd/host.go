@@ -1,17 +1,11 @@
 package main
 
-import (
-	"fmt"
-	"os"
+import "machine/agent/host"
 
-	"machine/agent/host"
-)
-
-// hostMain runs what belongs to a local machine, and the supervisor.
+// hostMain runs what belongs to a host rather than to the engine.
 func hostMain(args []string) int {
-	if code, handled := host.Command(append([]string{"machine-agent"}, args...)); handled {
-		return code
+	if args[0] == "supervise" {
+		return host.Supervise(args[1:])
 	}
-	fmt.Fprintln(os.Stderr, "agent: no such command:", args[0])
-	return 1
+	return host.Main(args[1:])
 }

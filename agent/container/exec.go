@@ -131,7 +131,10 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size *[2]uint, detac
 	if err != nil {
 		return nil, err
 	}
-	m.bg.Go(func() { m.watchExec(e, proc) })
+	closed := make(chan struct{})
+	shut := s.Close
+	s.Close = sync.OnceValue(func() error { defer close(closed); return shut() })
+	m.bg.Go(func() { m.watchExec(e, proc, closed) })
 	return &ExecSession{Streams: s, TTY: e.req.Tty, e: e, Wait: func(ctx context.Context) {
 		select {
 		case <-e.exited:
@@ -152,8 +155,12 @@ func (e *execState) failed(err error) error {
 	return fault.Invalid.Errorf("OCI runtime exec failed: exec failed: unable to start container process: %w: unknown", err)
 }
 
-// watchExec books the end of an exec.
-func (m *Manager) watchExec(e *execState, proc model.ExecProcess) {
+// execDrain is how long a client may take to read what an ended exec wrote.
+const execDrain = time.Minute
+
+// watchExec books the end of an exec, and lets go of it when its output has
+// been read.
+func (m *Manager) watchExec(e *execState, proc model.ExecProcess, closed <-chan struct{}) {
 	x, err := proc.Wait(m.ctx)
 	if m.ctx.Err() != nil {
 		return
@@ -164,9 +171,16 @@ func (m *Manager) watchExec(e *execState, proc model.ExecProcess) {
 		e.code = 137
 	}
 	e.mu.Unlock()
-	proc.Release()
 	e.c.event(events.ActionExecDie, "execID", e.id, "exitCode", itoa(e.code))
 	close(e.exited)
+	t := time.NewTimer(execDrain)
+	defer t.Stop()
+	select {
+	case <-closed:
+	case <-t.C:
+	case <-m.ctx.Done():
+	}
+	proc.Release()
 	time.AfterFunc(execKept, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -23,6 +23,9 @@ func (m *Manager) makeFiles(r *Record) error {
 		}
 		fd.Close()
 	}
+	if err := os.MkdirAll(filepath.Dir(m.logPath(r)), 0o710); err != nil {
+		return fmt.Errorf("container %s: %w", r.Name, err)
+	}
 	return rewrite(filepath.Join(m.dir(r.ID), "hostname"), []byte(r.Config.Hostname+"\n"))
 }
 
