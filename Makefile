@@ -9,6 +9,7 @@ ARCHS := amd64 arm64
 HOSTARCH := $(shell go env GOARCH)
 SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)) go.mod go.sum
 
+.SECONDARY:
 .PHONY: build shims agents test race lint bench demo demo-clean accept clean
 
 build: bin/machine bin/agent
