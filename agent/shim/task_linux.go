@@ -216,7 +216,7 @@ func (t *task) Start(ctx context.Context) error {
 	}
 	closeAll(r.fds)
 	if r.msg.Err != "" {
-		return fault.Invalid.Errorf("unable to start container process: error during container init: %s", r.msg.Err)
+		return fault.Invalid.Errorf("error during container init: %s", r.msg.Err)
 	}
 	return nil
 }

@@ -333,9 +333,9 @@ func executable(path string) error {
 	return nil
 }
 
-// resetSignals gives the program the signals' default actions, and a clear
-// mask but for the minimal init, which waits for signals that are blocked.
-func resetSignals(block bool) {
+// resetSignals gives the program the signals' default actions and a clear
+// mask.
+func resetSignals() {
 	for sig := uintptr(1); sig <= 64; sig++ {
 		var act [4]uint64 // handler SIG_DFL, no flags
 		if sig == uintptr(unix.SIGURG) || sig == uintptr(unix.SIGKILL) || sig == uintptr(unix.SIGSTOP) {
@@ -344,8 +344,5 @@ func resetSignals(block bool) {
 		unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
 	}
 	var mask uint64
-	if block {
-		mask = ^uint64(0)
-	}
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 2, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0) // SIG_SETMASK
 }

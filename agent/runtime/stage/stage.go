@@ -103,7 +103,7 @@ func initStage(p *wire.Program, status, self int) error {
 	if err != nil {
 		return err
 	}
-	resetSignals(p.Process.ExecInit)
+	resetSignals()
 	return wire.Fail("exec "+x.path, x.exec.Become())
 }
 
@@ -274,6 +274,12 @@ func execStage(p *wire.Process, status, pidfd, self int, joined bool) error {
 			return wire.Fail("join the container", err)
 		}
 	}
+	if joined {
+		// Not before: threads are not born across PID namespaces.
+		if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
+			return wire.Fail("join the container", err)
+		}
+	}
 	unix.Close(pidfd)
 	if p.TTY {
 		master, slave, err := rootfs.OpenPTY()
@@ -292,7 +298,7 @@ func execStage(p *wire.Process, status, pidfd, self int, joined bool) error {
 	if err != nil {
 		return err
 	}
-	resetSignals(false)
+	resetSignals()
 	pid, err := x.exec.Child()
 	if err != nil {
 		return wire.Fail("exec "+x.path, err)

@@ -3,7 +3,7 @@
 package stage
 
 import (
-	"unsafe"
+	_ "unsafe" // for linkname
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +21,9 @@ func IsTini(args, env []string) bool {
 
 // Tini is the minimal init (docker run --init): it starts the program, passes
 // signals on to it, reaps whatever is orphaned, and exits as the program did.
-// It was started with all signals blocked, so that none is lost. It does not
-// return.
+// It does not return.
 func Tini(args, env []string) {
+	catch()
 	x, err := fork.NewExec(args[2], args[3:], env[1:])
 	if err != nil {
 		unix.Exit(127)
@@ -53,13 +53,28 @@ func Tini(args, env []string) {
 	}
 }
 
-func forward(pid int) {
-	all := ^uint64(0)
-	for {
-		sig, _, e := unix.Syscall6(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&all)), 0, 0, 8, 0, 0)
-		if e != 0 || sig == uintptr(unix.SIGCHLD) || sig == uintptr(unix.SIGURG) {
-			continue
+// What package os/signal does with the runtime, without package os.
+
+//go:linkname signalRecv os/signal.signal_recv
+func signalRecv() uint32
+
+//go:linkname signalEnable os/signal.signal_enable
+func signalEnable(sig uint32)
+
+// local are the signals that concern this process itself.
+var local = map[unix.Signal]bool{unix.SIGKILL: true, unix.SIGSTOP: true, unix.SIGCHLD: true, unix.SIGURG: true, unix.SIGPROF: true,
+	unix.SIGSEGV: true, unix.SIGBUS: true, unix.SIGFPE: true, unix.SIGILL: true, unix.SIGTRAP: true, 32: true, 33: true, 34: true}
+
+func catch() {
+	for sig := range unix.Signal(65) {
+		if sig > 0 && !local[sig] {
+			signalEnable(uint32(sig))
 		}
-		_ = unix.Kill(pid, unix.Signal(sig))
+	}
+}
+
+func forward(pid int) {
+	for {
+		_ = unix.Kill(pid, unix.Signal(signalRecv()))
 	}
 }

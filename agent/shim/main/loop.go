@@ -166,7 +166,7 @@ func (s *shim) broadcast(m *wire.Message) {
 
 func (s *shim) receive(fd int) {
 	oob := make([]byte, unix.CmsgSpace(8*4))
-	buf := make([]byte, wire.MaxPacket)
+	buf := s.buf[:wire.MaxPacket] // what is decoded of it is copied
 	n, oobn, flags, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
 	if err == unix.EAGAIN || err == unix.EINTR {
 		return

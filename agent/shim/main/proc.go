@@ -63,6 +63,8 @@ func (s *shim) create(body []byte) (err error) {
 	unix.SetNonblock(status, true)
 	s.procs[0] = pr
 	s.watch(pidfd, unix.EPOLLIN, func(uint32) { s.exited(pr) })
+	// What the making needed is not needed any more.
+	p.Root, p.Mounts, p.Devices, p.Masked, p.ReadonlyPaths, p.Sysctls, p.Process.Seccomp = wire.Root{}, nil, nil, nil, nil, nil, nil
 	return nil
 }
 
@@ -190,7 +192,7 @@ func memfile(b []byte) (int, error) {
 // readStatus takes one message of a stage. kind 0 is the end of the
 // connection: its process has become the program, or died.
 func readStatus(fd int) (kind byte, text string, fds []int, err error) {
-	b := make([]byte, 16<<10)
+	b := make([]byte, 4<<10)
 	oob := make([]byte, unix.CmsgSpace(4))
 	for {
 		n, oobn, _, _, err := unix.Recvmsg(fd, b, oob, unix.MSG_CMSG_CLOEXEC)
@@ -395,7 +397,7 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 	joined := "0"
 	if p.UserNS {
 		joined, c.BecomeRoot = "1", true
-		c.Join = []fork.NS{{FD: init.pidfd, Flags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID |
+		c.Join = []fork.NS{{FD: init.pidfd, Flags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS |
 			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP}}
 	}
 	c.Argv = []string{"exec", itoa(pair[1]), itoa(order), itoa(init.pidfd), itoa(s.self), joined}
