@@ -3,13 +3,11 @@ package cli_test
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,49 +15,10 @@ import (
 	"machine/cli"
 )
 
-var (
-	fakeOnce sync.Once
-	fakeDir  string
-	fakeErr  error
-)
-
 // fakeAgents builds two versions of the agent's stand-in.
 func fakeAgents(t *testing.T) (v1, v2 string) {
 	t.Helper()
-	fakeOnce.Do(func() {
-		// In a folder that is there anyway: go test removes none of ours.
-		fakeDir, fakeErr = os.MkdirTemp("", "fakeagent")
-		for _, v := range []string{"1", "2"} {
-			if fakeErr == nil {
-				cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version=fake-"+v, "-o", filepath.Join(fakeDir, v), "machine/acceptance/hosts/fakeagent")
-				cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-				if out, err := cmd.CombinedOutput(); err != nil {
-					fakeErr = fmt.Errorf("%w: %s", err, out)
-				}
-			}
-		}
-	})
-	if fakeErr != nil {
-		t.Fatal(fakeErr)
-	}
-	return filepath.Join(fakeDir, "1"), filepath.Join(fakeDir, "2")
-}
-
-// kernelTest skips outside of namespaces that are the test's own: it makes
-// bridges and machines.
-func kernelTest(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	// A default route means: this is the computer's own network.
-	routes, _ := os.ReadFile("/proc/net/route")
-	for _, line := range strings.Split(string(routes), "\n") {
-		if f := strings.Fields(line); len(f) > 2 && f[1] == "00000000" {
-			t.Skip("needs namespaces of its own: scripts/dev/isolated.sh")
-		}
-	}
-	_ = exec.Command("ip", "link", "set", "lo", "up").Run()
+	return hosts.FakeAgent(t, "fake-1"), hosts.FakeAgent(t, "fake-2")
 }
 
 // newStore is a store on a real file system.
@@ -97,7 +56,7 @@ func must(t *testing.T, args ...string) string {
 }
 
 func TestGenericLife(t *testing.T) {
-	kernelTest(t)
+	hosts.Isolated(t)
 	v1, v2 := fakeAgents(t)
 	t.Setenv("MACHINE_AGENT", v1)
 	store := newStore(t)
@@ -165,7 +124,7 @@ func checkModes(t *testing.T, store string, h *hosts.Host) {
 }
 
 func TestS42ChangedHostKey(t *testing.T) {
-	kernelTest(t)
+	hosts.Isolated(t)
 	v1, _ := fakeAgents(t)
 	t.Setenv("MACHINE_AGENT", v1)
 	newStore(t)
@@ -186,7 +145,7 @@ func TestS42ChangedHostKey(t *testing.T) {
 }
 
 func TestGenericRefusals(t *testing.T) {
-	kernelTest(t)
+	hosts.Isolated(t)
 	v1, _ := fakeAgents(t)
 	t.Setenv("MACHINE_AGENT", v1)
 	newStore(t)
@@ -217,7 +176,7 @@ func TestGenericRefusals(t *testing.T) {
 }
 
 func TestLocalLife(t *testing.T) {
-	kernelTest(t)
+	hosts.Isolated(t)
 	v1, _ := fakeAgents(t)
 	t.Setenv("MACHINE_AGENT", v1)
 	newStore(t)

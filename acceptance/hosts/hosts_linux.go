@@ -86,6 +86,7 @@ mount -t sysfs sysfs root/sys
 mount --rbind /dev root/dev
 mount -t tmpfs tmpfs root/run
 mount -t tmpfs tmpfs root/tmp
+[ -d root/root ] && mount -t tmpfs tmpfs root/root
 mkdir -p root/run/sshd root/run/lock root/etc/ssh-host
 cp id.pub root/etc/ssh-host/keys
 cp setup root/etc/ssh-host/setup
