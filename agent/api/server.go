@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"machine/agent/fault"
 )
@@ -26,8 +27,12 @@ const (
 	MinVersion = "1.24"
 )
 
-// maxBody bounds JSON bodies.
-const maxBody = 4 << 20
+// maxBody bounds JSON bodies, and bodyTimeout the time that one may take: a
+// client that never finishes its own must not hold a connection for ever.
+const (
+	maxBody     = 4 << 20
+	bodyTimeout = 10 * time.Second
+)
 
 // A Server is the API of one engine.
 type Server struct {
@@ -41,6 +46,7 @@ type request struct {
 	*http.Request
 	vars    map[string]string
 	version string
+	rc      *http.ResponseController
 }
 
 // handler answers a request, or fails before it wrote anything.
@@ -125,7 +131,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			writeError(w, fault.Internal.Errorf("internal error: %v", p))
 		}
 	}()
-	req := &request{Request: r, version: MaxVersion}
+	req := &request{Request: r, version: MaxVersion, rc: http.NewResponseController(w)}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	if v, rest, ok := cutVersion(path); ok {
 		if err := checkVersion(v); err != nil {
@@ -243,6 +249,8 @@ func (r *request) readJSON(v any) error {
 	if ct := r.Header.Get("Content-Type"); ct != "" && !strings.HasPrefix(ct, "application/json") {
 		return fault.Invalid.Errorf("unsupported Content-Type header (%s): must be 'application/json'", ct)
 	}
+	r.rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	defer r.rc.SetReadDeadline(time.Time{})
 	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
 		return fault.Invalid.Errorf("read the request's body: %w", err)
