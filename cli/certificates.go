@@ -76,7 +76,7 @@ var completionScripts = map[string]string{
 		COMPREPLY=($(compgen -W "%[2]s" -- "$cur"))
 	else
 		case ${COMP_WORDS[1]} in
-		create|up|down|completion|help) COMPREPLY=() ;;
+		create|apply|down|completion|import|help) COMPREPLY=() ;;
 		*) COMPREPLY=($(compgen -W "$(%[1]s ls -q 2>/dev/null)" -- "$cur")) ;;
 		esac
 	fi
@@ -89,7 +89,7 @@ _machine() {
 		compadd -- %[2]s
 	else
 		case ${words[2]} in
-		create|up|down|completion|help) _files ;;
+		create|apply|down|completion|import|help) _files ;;
 		*) compadd -- ${(f)"$(%[1]s ls -q 2>/dev/null)"} ;;
 		esac
 	fi
@@ -97,7 +97,7 @@ _machine() {
 compdef _machine %[1]s
 `,
 	"fish": `complete -c %[1]s -f -n __fish_use_subcommand -a "%[2]s"
-complete -c %[1]s -f -n "not __fish_use_subcommand; and not __fish_seen_subcommand_from create up down completion help" -a "(%[1]s ls -q 2>/dev/null)"
+complete -c %[1]s -f -n "not __fish_use_subcommand; and not __fish_seen_subcommand_from create apply down completion import help" -a "(%[1]s ls -q 2>/dev/null)"
 `,
 }
 

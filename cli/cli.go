@@ -246,6 +246,7 @@ func (p *program) commands() []*cli.Command {
 		p.ipCommand(), p.killCommand(), p.lsCommand(), p.mountCommand(), p.provisionCommand(),
 		p.regenerateCommand(), p.restartCommand(), p.rmCommand(), p.scpCommand(), p.sshCommand(),
 		p.startCommand(), p.statusCommand(), p.stopCommand(), p.upgradeCommand(), p.urlCommand(),
-		p.versionCommand(), p.renameCommand(), p.certificatesCommand(), p.upCommand(), p.downCommand(), p.completionCommand(),
+		p.versionCommand(), p.renameCommand(), p.certificatesCommand(), p.applyCommand(), p.downCommand(), p.execCommand(),
+		p.exportCommand(), p.importCommand(), p.completionCommand(),
 	}
 }

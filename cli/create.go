@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -45,6 +47,7 @@ func sharedFlags() []cli.Flag {
 		&cli.StringFlag{Name: "swarm-host", Value: "tcp://0.0.0.0:3376", Usage: "ip/socket to listen on for Swarm master"},
 		&cli.StringFlag{Name: "swarm-addr", Usage: "addr to advertise for Swarm (default: detect and use the machine IP)"},
 		&cli.BoolFlag{Name: "swarm-experimental", Usage: "Enable Swarm experimental features"},
+		&cli.IntFlag{Name: "count", Usage: "Create NAME-1 to NAME-COUNT at once; {n} in the driver's options is the number"},
 		&cli.BoolFlag{Name: "resume", Usage: "Go on with a machine whose creation was cut off"},
 	}
 }
@@ -135,15 +138,47 @@ func (p *program) create(c *cli.Context) error {
 	if d := c.String("swarm-discovery"); d != "" && !strings.Contains(d, "://") {
 		return fmt.Errorf("Error parsing swarm discovery: %q has no ://", d) //nolint:staticcheck // docker-machine's words
 	}
-	err = p.m.Create(c.Context, lifecycle.Create{
+	spec := lifecycle.Create{
 		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c, name),
 		SANs: list(c, "tls-san"), Resume: c.Bool("resume"),
-	})
-	if err != nil {
+	}
+	if c.IsSet("count") {
+		return p.createMany(c.Context, spec, c.Int("count"))
+	}
+	if err := p.m.Create(c.Context, spec); err != nil {
 		return err
 	}
 	p.say("To see how to connect your Docker Client to the Docker Engine running on this virtual machine, run: %s env %s", p.argv[0], name)
 	return nil
+}
+
+// createMany makes count machines at once.
+func (p *program) createMany(ctx context.Context, spec lifecycle.Create, count int) error {
+	if count < 1 || count > 1000 {
+		return fmt.Errorf("--count %d: must be 1 to 1000", count)
+	}
+	var names []string
+	specs := map[string]lifecycle.Create{}
+	for n := 1; n <= count; n++ {
+		one := spec
+		one.Name = fmt.Sprintf("%s-%d", spec.Name, n)
+		one.Options = drivers.Options{}
+		for k, v := range spec.Options {
+			if s, ok := v.(string); ok {
+				v = strings.ReplaceAll(s, "{n}", strconv.Itoa(n))
+			}
+			one.Options[k] = v
+		}
+		specs[one.Name] = one
+		names = append(names, one.Name)
+	}
+	return lifecycle.Each(ctx, names, 16, func(ctx context.Context, name string) error {
+		err := p.m.Create(ctx, specs[name])
+		if err == nil {
+			p.say("%s: created", name)
+		}
+		return err
+	})
 }
 
 // options are the driver's flags and the shared ones.

@@ -47,13 +47,13 @@ type fleetGroup struct {
 
 func fleetFlags(more ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
-		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "machines.yaml", Usage: "the fleet's file"},
+		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "fleet.yaml", Usage: "the fleet's file"},
 		&cli.IntFlag{Name: "parallel", Aliases: []string{"p"}, Value: 16, Usage: "how many machines at once"},
 	}, more...)
 }
 
-func (p *program) upCommand() *cli.Command {
-	return &cli.Command{Name: "up", Usage: "Create and start all machines of a fleet file", ArgsUsage: " ",
+func (p *program) applyCommand() *cli.Command {
+	return &cli.Command{Name: "apply", Aliases: []string{"up"}, Usage: "Create and start all machines of a fleet file", ArgsUsage: " ",
 		Description: "Makes what is missing, goes on with what was cut off, starts what is stopped, and leaves the rest alone.",
 		Flags:       fleetFlags(&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "only tell what would be done"}),
 		Action:      p.up}

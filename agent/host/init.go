@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -230,6 +231,11 @@ func (st *initState) shutdown(signals <-chan os.Signal) {
 				break
 			}
 		}
+		if !anyoneListens() {
+			_ = unix.Kill(-1, unix.SIGKILL)
+			unix.Sync()
+			return
+		}
 		select {
 		case <-deadline:
 			_ = unix.Kill(-1, unix.SIGKILL)
@@ -239,6 +245,45 @@ func (st *initState) shutdown(signals <-chan os.Signal) {
 		case <-tick.C:
 		}
 	}
+}
+
+// anyoneListens reports whether a process is left that handles SIGTERM. The
+// first process of a container that does not is deaf to it: to wait for it is
+// to wait in vain. Shims do not count, they wait for their containers.
+func anyoneListens() bool {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return true
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == 1 {
+			continue
+		}
+		exe, err := os.Readlink("/proc/" + e.Name() + "/exe")
+		if err != nil || strings.HasPrefix(exe, "/memfd:") {
+			continue // dying, or a shim
+		}
+		if catches("/proc/"+e.Name()+"/status", unix.SIGTERM) {
+			return true
+		}
+	}
+	return false
+}
+
+// catches reads the mask of handled signals (proc(5), SigCgt).
+func catches(status string, sig unix.Signal) bool {
+	data, err := os.ReadFile(status)
+	if err != nil {
+		return false
+	}
+	_, rest, ok := strings.Cut(string(data), "SigCgt:")
+	if !ok {
+		return false
+	}
+	hex, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+	mask, err := strconv.ParseUint(hex, 16, 64)
+	return err == nil && mask&(1<<(sig-1)) != 0
 }
 
 // resolvConf returns what the machine should have as /etc/resolv.conf: the

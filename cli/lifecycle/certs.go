@@ -32,6 +32,16 @@ func (p CertPaths) In(dir string) CertPaths {
 
 func (m *Manager) paths() CertPaths { return m.Certs.In(m.Store.Path("certs")) }
 
+// pathsOf are the certificates for one machine: the shared ones, but for a
+// machine that came from another computer with its own.
+func (m *Manager) pathsOf(mc *Machine) CertPaths {
+	a := mc.HostOptions.AuthOptions
+	if filepath.Dir(a.CaCertPath) != m.Store.MachineDir(mc.Name) {
+		return m.paths()
+	}
+	return CertPaths{CA: a.CaCertPath, CAKey: a.CaPrivateKeyPath, Cert: a.ClientCertPath, Key: a.ClientKeyPath}
+}
+
 // Bootstrap makes the CA and the client certificate if they are missing,
 // expired or do not fit each other. Any number of processes may do so at once:
 // one makes them (F21).
@@ -124,7 +134,7 @@ func writePair(p certs.Pair, cert, key string) error {
 // is set, a name is missing, another CA signed it, or a third of its life is
 // all that is left.
 func (m *Manager) serverPair(mc *Machine, ip string, force bool) (ca []byte, srv certs.Pair, err error) {
-	p, dir := m.paths(), m.Store.MachineDir(mc.Name)
+	p, dir := m.pathsOf(mc), m.Store.MachineDir(mc.Name)
 	auth, err := readPair(p.CA, p.CAKey)
 	if err != nil {
 		return nil, srv, fmt.Errorf("CA: %w", err)
@@ -178,8 +188,8 @@ func (m *Manager) copyClient(name string, p CertPaths) error {
 }
 
 // ClientTLS returns how to talk to a machine's engine at host:port.
-func (m *Manager) ClientTLS(endpoint string) (*tls.Config, error) {
-	p := m.paths()
+func (m *Manager) ClientTLS(mc *Machine, endpoint string) (*tls.Config, error) {
+	p := m.pathsOf(mc)
 	ca, err := os.ReadFile(p.CA)
 	if err != nil {
 		return nil, err
@@ -196,8 +206,8 @@ func (m *Manager) ClientTLS(endpoint string) (*tls.Config, error) {
 }
 
 // CheckTLS does a whole handshake with the engine at endpoint.
-func (m *Manager) CheckTLS(ctx context.Context, endpoint string) error {
-	conf, err := m.ClientTLS(endpoint)
+func (m *Manager) CheckTLS(ctx context.Context, mc *Machine, endpoint string) error {
+	conf, err := m.ClientTLS(mc, endpoint)
 	if err != nil {
 		return err
 	}
@@ -212,7 +222,7 @@ func (m *Manager) CheckTLS(ctx context.Context, endpoint string) error {
 
 // certFits reports whether the certificate that the host has is good for ip.
 func (m *Manager) certFits(mc *Machine, ip string) bool {
-	ca, err := os.ReadFile(m.paths().CA)
+	ca, err := os.ReadFile(m.pathsOf(mc).CA)
 	if err != nil {
 		return false
 	}

@@ -200,7 +200,7 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 		return provision.Result{}, err
 	}
 	endpoint := EngineURL(addr.URL)
-	tlsConf, err := m.ClientTLS(endpoint)
+	tlsConf, err := m.ClientTLS(mc, endpoint)
 	if err != nil {
 		return provision.Result{}, err
 	}

@@ -72,7 +72,7 @@ func (m *Manager) ready(ctx context.Context, mc *Machine) error {
 		return err
 	}
 	endpoint := EngineURL(addr.URL)
-	if conf, err := m.ClientTLS(endpoint); err == nil && m.certFits(mc, addr.IP) {
+	if conf, err := m.ClientTLS(mc, endpoint); err == nil && m.certFits(mc, addr.IP) {
 		quick, cancel := context.WithTimeout(ctx, 10*time.Second)
 		_, err := provision.WaitEngine(quick, endpoint, conf)
 		cancel()
@@ -315,7 +315,7 @@ func (m *Manager) Version(ctx context.Context, mc *Machine) (string, error) {
 		return "", err
 	}
 	endpoint := EngineURL(url)
-	conf, err := m.ClientTLS(endpoint)
+	conf, err := m.ClientTLS(mc, endpoint)
 	if err != nil {
 		return "", err
 	}

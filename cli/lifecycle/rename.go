@@ -55,18 +55,8 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	// The host's key was recorded under the old name.
-	hosts := m.Store.Path("machines", to, "known_hosts")
-	if data, err := os.ReadFile(hosts); err == nil {
-		lines := strings.SplitAfter(string(data), "\n")
-		for i, l := range lines {
-			if rest, ok := strings.CutPrefix(l, from+" "); ok {
-				lines[i] = to + " " + rest
-			}
-		}
-		if err := store.WriteFile(hosts, []byte(strings.Join(lines, "")), 0o600); err != nil {
-			return err
-		}
+	if err := m.renameHost(from, to); err != nil {
+		return err
 	}
 	return m.moved(rec, from, to)
 }
@@ -90,4 +80,21 @@ func (m *Manager) moved(rec *store.Record, from, to string) error {
 		return err
 	}
 	return m.Store.Save(rec)
+}
+
+// renameHost moves the recorded host key to the machine's new name; the file
+// is in the new folder already.
+func (m *Manager) renameHost(from, to string) error {
+	hosts := m.Store.Path("machines", to, "known_hosts")
+	data, err := os.ReadFile(hosts)
+	if err != nil {
+		return nil // none was recorded
+	}
+	lines := strings.SplitAfter(string(data), "\n")
+	for i, l := range lines {
+		if rest, ok := strings.CutPrefix(l, from+" "); ok {
+			lines[i] = to + " " + rest
+		}
+	}
+	return store.WriteFile(hosts, []byte(strings.Join(lines, "")), 0o600)
 }
