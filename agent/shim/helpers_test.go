@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +77,7 @@ func newBench(t testing.TB) *bench {
 	})
 	b := &bench{t: t, dir: dir}
 	b.rootfs()
+	must(t, os.WriteFile(filepath.Join(dir, "shim"), shimBinary, 0o600))
 	b.s = b.shim()
 	return b
 }
@@ -305,7 +307,24 @@ func execIn(t testing.TB, k model.Task, p model.Process) (stdout, stderr string,
 	return stdout, stderr, st
 }
 
+var nobody = &syscall.Credential{Uid: 65534, Gid: 65534}
+
+// childMain is the test binary started as something else.
 func childMain() int {
-	unix.Pause()
+	switch os.Getenv("SHIM_TEST_CHILD") {
+	case "agent":
+		return agentChild()
+	case "dial":
+		fd, err := dial(os.Getenv("SHIM_TEST_DIR"))
+		if err != nil {
+			fmt.Println("dial:", err)
+			return 1
+		}
+		if n, err := unix.Read(fd, make([]byte, 1)); n != 0 {
+			fmt.Println("read:", n, err)
+			return 1
+		}
+		fmt.Println("dropped")
+	}
 	return 0
 }

@@ -37,6 +37,7 @@ func Init(status, order, self int) {
 	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	var p wire.Program
 	b, err := ReadAll(order)
+	unix.Close(order)
 	if err == nil {
 		err = wire.Unmarshal(b, &p)
 	}
@@ -246,6 +247,7 @@ func Exec(status, order, pidfd, self int, joined bool) {
 	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	var p wire.Process
 	b, err := ReadAll(order)
+	unix.Close(order)
 	if err == nil {
 		err = wire.Unmarshal(b, &p)
 	}
@@ -298,6 +300,7 @@ func execStage(p *wire.Process, status, pidfd, self int, joined bool) error {
 	if err != nil {
 		return err
 	}
+	unix.Close(self)
 	resetSignals()
 	pid, err := x.exec.Child()
 	if err != nil {

@@ -12,6 +12,12 @@
 //	init STATUS ORDER SELF         the stage that becomes a container's init
 //	exec STATUS ORDER PIDFD SELF JOINED
 //	docker-init -- PATH ARGS...    PID 1 of docker run --init
+//
+// The Go runtime must not keep the host's cgroup files open: a stage's
+// descriptors are seen by the container for a moment.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (

@@ -418,6 +418,12 @@ func (s *shim) adoptExec(conn int, seq uint32, p *proc, pid string, master int) 
 	if p.pidfd, err = unix.PidfdOpen(p.pid, 0); err != nil {
 		return wire.Fail("pidfd_open", err)
 	}
+	// The number came from a process that has one foot in the container: it
+	// must be our child, or a kill of the exec would hit another.
+	if err := unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
+		unix.Close(p.pidfd)
+		return wire.Fail("the exec's process is not ours", err)
+	}
 	s.watch(p.pidfd, unix.EPOLLIN, func(uint32) { s.exited(p) })
 	m := wire.Message{Kind: wire.MsgReply, Seq: seq, B: uint64(p.pid)}
 	if master >= 0 {
