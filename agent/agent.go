@@ -59,7 +59,12 @@ type Agent struct {
 	networks   *network.Manager
 	tasks      *shim.Shim
 	containers *container.Manager
+	reserve    *state.Reserve
 }
+
+// reserved is the disk space that lets containers be stopped and removed when
+// the disk is full.
+const reserved = 16 << 20
 
 // memoryGoal keeps the idle agent small: it is told to give memory back early.
 const memoryGoal = 40
@@ -112,6 +117,7 @@ func New(ctx context.Context, c *Config, log *slog.Logger) (a *Agent, err error)
 		return nil, err
 	}
 	a.backing = fsName(c.DataRoot)
+	a.reserve = state.NewReserve(filepath.Join(c.DataRoot, ".reserve"), reserved)
 	if a.id, err = engineID(c.DataRoot); err != nil {
 		return nil, err
 	}
@@ -200,17 +206,30 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap, AppArmor: hasAppArmor(),
 			DNS: model.DNSConfig{Servers: c.DNS, Options: c.DNSOpts, Search: c.DNSSearch},
 		},
-		Log: a.log,
+		Log: a.log, Reserve: a.reserve,
 	})
 	if err != nil {
 		return err
 	}
+	a.sweepLayers(ctx)
 	live := a.containers.Survivors(ctx)
 	if err := a.networks.Restore(ctx, live); err != nil {
 		a.log.Error("restore networks", "error", err)
 	}
 	a.containers.Restore(ctx, a.networks.Endpoints)
 	return nil
+}
+
+// sweepLayers removes writable layers that no container owns: what a crash
+// left in the middle of create.
+func (a *Agent) sweepLayers(ctx context.Context) {
+	for _, id := range a.layers.Containers() {
+		if !a.containers.Keep(id) {
+			if err := a.layers.Remove(ctx, id); err != nil {
+				a.log.Error("sweep layer", "id", id, "error", err)
+			}
+		}
+	}
 }
 
 // Handler is the engine's API.
@@ -257,6 +276,7 @@ func (a *Agent) reload(ctx context.Context, k *keys) (stop func()) {
 					}
 				}
 			case <-tick.C:
+				a.reserve.Refill()
 				if err := a.networks.Check(ctx); err != nil && ctx.Err() == nil {
 					a.log.Error("mend the networks", "error", err)
 				}

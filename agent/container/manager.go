@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -35,7 +36,8 @@ type Options struct {
 	ReadLog  ReadLog
 	Publish  func(t events.Type, a events.Action, id string, attrs map[string]string)
 	Defaults Defaults
-	Clock    Clock // nil: the wall clock
+	Clock    Clock          // nil: the wall clock
+	Reserve  *state.Reserve // may be nil
 	Log      *slog.Logger
 }
 
@@ -105,25 +107,30 @@ func Open(o Options) (*Manager, error) {
 			return nil, fmt.Errorf("open containers: %w", err)
 		}
 	}
-	recs, broken, err := state.Open[Record](filepath.Join(o.Root, "records", "containers"))
+	recs, broken, err := state.OpenChecked(filepath.Join(o.Root, "records", "containers"), checkRecord)
 	if err != nil {
 		return nil, err
 	}
 	for _, b := range broken {
 		o.Log.Error("container set aside", "error", b)
 	}
+	recs.SetReserve(o.Reserve)
 	m := &Manager{o: o, recs: recs, byID: map[string]*Container{}, names: map[string]string{}, execs: map[string]*execState{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	for id, r := range recs.All() {
-		if r.ID != id || r.Config == nil || r.HostConfig == nil {
-			o.Log.Error("container record is incomplete", "container", id)
-			continue
-		}
 		c := m.newContainer(&r)
 		m.byID[id] = c
 		m.names[r.Name] = id
 	}
 	return m, nil
+}
+
+// checkRecord refuses what is JSON but no container.
+func checkRecord(id string, r *Record) error {
+	if r.ID != id || r.Name == "" || r.Config == nil || r.HostConfig == nil {
+		return errors.New("the record is incomplete")
+	}
+	return nil
 }
 
 func (m *Manager) newContainer(r *Record) *Container {

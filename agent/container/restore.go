@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,7 +82,7 @@ func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[str
 			}
 		}
 	}
-	m.sweep()
+	m.sweep(ctx)
 	m.startAll(ctx, restart)
 }
 
@@ -230,25 +229,46 @@ func (m *Manager) finishRemoval(ctx context.Context, c *Container) {
 	}
 }
 
-// sweep removes folders that no record owns: what a crash left in the middle
-// of create or remove.
-func (m *Manager) sweep() {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	for _, base := range []string{filepath.Join(m.o.Root, "containers"), filepath.Join(m.o.ExecRoot, "tasks")} {
-		list, err := os.ReadDir(base)
-		if err != nil {
+// sweep ends and removes what no record owns: what a crash left in the middle
+// of create or remove, and the processes of a container whose record was set
+// aside. The files of such a one are kept, for somebody to look at.
+func (m *Manager) sweep(ctx context.Context) {
+	for _, id := range unowned(filepath.Join(m.o.ExecRoot, "tasks"), m) {
+		if t, err := m.o.Tasks.Load(ctx, id, m.taskDir(id)); err == nil {
+			m.o.Log.Warn("processes of an unknown container are ended", "container", id)
+			if err := t.Delete(ctx); err != nil {
+				m.o.Log.Error("end an unknown container", "container", id, "error", err)
+			}
+		}
+		os.RemoveAll(m.taskDir(id))
+	}
+	for _, id := range unowned(filepath.Join(m.o.Root, "containers"), m) {
+		if m.recs.Broken(id) {
 			continue
 		}
-		for _, e := range list {
-			if len(e.Name()) == 64 && m.byID[e.Name()] == nil {
-				if err := os.RemoveAll(filepath.Join(base, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
-					m.o.Log.Error("sweep", "path", filepath.Join(base, e.Name()), "error", err)
-				}
-			}
+		if err := os.RemoveAll(m.dir(id)); err != nil {
+			m.o.Log.Error("sweep", "container", id, "error", err)
 		}
 	}
 }
+
+// unowned lists the ids of a folder that are no container's.
+func unowned(dir string, m *Manager) (ids []string) {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range list {
+		if len(e.Name()) == 64 && !m.Known(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
+}
+
+// Keep tells whether what belongs to an id must be left alone: a container's,
+// or that of one whose record was set aside.
+func (m *Manager) Keep(id string) bool { return m.Known(id) || m.recs.Broken(id) }
 
 // Known tells whether an id is a container's, for sweeps of others.
 func (m *Manager) Known(id string) bool {

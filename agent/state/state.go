@@ -22,10 +22,61 @@ import (
 	"machine/agent/fault"
 )
 
+// A Reserve is disk space set aside, so that records of what exists already
+// can be saved when the disk is full: what is there can always be stopped and
+// removed. It is safe for concurrent use.
+type Reserve struct {
+	mu   sync.Mutex
+	name string
+	size int64
+}
+
+// NewReserve sets size bytes aside in the file name. On a disk that is full
+// already it goes without, until Refill finds room.
+func NewReserve(name string, size int64) *Reserve {
+	r := &Reserve{name: name, size: size}
+	r.Refill()
+	return r
+}
+
+// Refill sets the space aside again when there is room for twice as much.
+// Safe to repeat.
+func (r *Reserve) Refill() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var st unix.Stat_t
+	if unix.Stat(r.name, &st) == nil && st.Size == r.size {
+		return
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(filepath.Dir(r.name), &fs) != nil || int64(fs.Bavail)*fs.Bsize < 2*r.size {
+		return
+	}
+	f, err := os.OpenFile(r.name, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Fallocate(int(f.Fd()), 0, 0, r.size) != nil {
+		os.Remove(r.name)
+	}
+}
+
+// use gives the space to whoever needs it now; false when it is used up.
+func (r *Reserve) use() bool {
+	if r == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return os.Remove(r.name) == nil
+}
+
 // A Store holds records of one type in memory and on disk. It is safe for
 // concurrent use. Only one process may have a folder open.
 type Store[T any] struct {
 	dir  string
+	res  *Reserve
 	mu   sync.RWMutex
 	recs map[string]T
 }
@@ -33,6 +84,12 @@ type Store[T any] struct {
 // Open reads all records of dir, which is made (0700) when absent. The second
 // result has an error for each record that was set aside.
 func Open[T any](dir string) (*Store[T], []error, error) {
+	return OpenChecked(dir, func(string, *T) error { return nil })
+}
+
+// OpenChecked is Open for records that must hold more than JSON: one that
+// check refuses is set aside, too.
+func OpenChecked[T any](dir string, check func(id string, v *T) error) (*Store[T], []error, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("open records: %w", err)
 	}
@@ -57,6 +114,9 @@ func Open[T any](dir string) (*Store[T], []error, error) {
 		if err == nil {
 			err = json.Unmarshal(b, &v)
 		}
+		if err == nil {
+			err = check(id, &v)
+		}
 		if err != nil {
 			broken = append(broken, fmt.Errorf("record %s set aside as %s.broken: %w", name, name, err))
 			os.Rename(name, name+".broken")
@@ -65,6 +125,16 @@ func Open[T any](dir string) (*Store[T], []error, error) {
 		s.recs[id] = v
 	}
 	return s, broken, nil
+}
+
+// SetReserve lets records that exist already be saved on a full disk. Call it
+// before the store is shared.
+func (s *Store[T]) SetReserve(r *Reserve) { s.res = r }
+
+// Broken tells whether a record of id was set aside.
+func (s *Store[T]) Broken(id string) bool {
+	_, err := os.Lstat(filepath.Join(s.dir, id+".json.broken"))
+	return err == nil
 }
 
 // Put stores v under id; when it returns nil the record is on disk. An id is
@@ -79,7 +149,12 @@ func (s *Store[T]) Put(id string, v T) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := WriteFile(filepath.Join(s.dir, id+".json"), b, 0o600); err != nil {
+	name := filepath.Join(s.dir, id+".json")
+	err = WriteFile(name, b, 0o600)
+	if _, exists := s.recs[id]; exists && errors.Is(err, unix.ENOSPC) && s.res.use() {
+		err = WriteFile(name, b, 0o600)
+	}
+	if err != nil {
 		return fmt.Errorf("save record %s: %w", id, err)
 	}
 	s.recs[id] = v

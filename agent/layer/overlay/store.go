@@ -42,13 +42,14 @@ var _ layer.Store = (*Store)(nil)
 // A Store is layer storage on overlayfs. It is safe for concurrent use; only
 // one process may have its root open.
 type Store struct {
-	root    string
-	layers  string // root/overlay2
-	staging string
-	trash   string
-	log     *slog.Logger
-	bg      sync.WaitGroup
-	sync    syncer
+	root     string
+	layers   string // root/overlay2
+	staging  string
+	trash    string
+	log      *slog.Logger
+	sweeping sync.Mutex
+	bg       sync.WaitGroup
+	sync     syncer
 
 	mu         sync.Mutex
 	images     map[digest.Digest]*image
@@ -251,6 +252,8 @@ func (s *Store) sweep() {
 	s.bg.Add(1)
 	go func() {
 		defer s.bg.Done()
+		s.sweeping.Lock() // one at a time: two would trip over each other
+		defer s.sweeping.Unlock()
 		if err := archive.RemoveChildren(s.trash); err != nil {
 			s.log.Warn("empty the trash of layers", "dir", s.trash, "err", err)
 		}
