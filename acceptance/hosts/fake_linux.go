@@ -48,3 +48,25 @@ func RealStore(t testing.TB) string {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
+
+// Sudoer is an option for a host whose login user has sudo and is not root.
+func Sudoer(t testing.TB) Options {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "sudo")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "machine/acceptance/hosts/fakesudo")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build stand-in of sudo: %v: %s", err, msg)
+	}
+	return Options{User: "tester", Files: map[string]string{out: "/usr/local/bin/sudo"}, Setup: `
+echo 'tester:x:4242:4242::/home/tester:/bin/sh' >>/etc/passwd
+echo 'tester:!:4242:' >>/etc/group
+echo 'tester:*:19000:0:99999:7:::' >>/etc/shadow
+mkdir -p /home/tester
+chown 4242:4242 /home/tester
+chown 0:0 /usr/local/bin/sudo
+chmod 4755 /usr/local/bin/sudo
+chmod 644 /etc/ssh-host/keys
+chmod 755 /etc/ssh-host
+`}
+}

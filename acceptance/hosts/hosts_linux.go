@@ -37,7 +37,9 @@ const bridge = "hosts0"
 
 // Options change what a host is like.
 type Options struct {
-	Setup string // shell text that runs inside before sshd starts
+	Setup string            // shell text that runs inside before sshd starts
+	User  string            // who logs in; root when empty
+	Files map[string]string // files of this computer, and where they are on the host
 }
 
 // New starts a host, which ends with the test.
@@ -63,6 +65,12 @@ func New(t testing.TB, opts ...Options) *Host {
 	setup := ""
 	for _, o := range opts {
 		setup += o.Setup + "\n"
+		if o.User != "" {
+			h.User = o.User
+		}
+		for from, to := range o.Files {
+			copyIn(t, from, filepath.Join(dir, "upper", to))
+		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "setup"), []byte(setup), 0o755); err != nil {
 		t.Fatal(err)
@@ -188,6 +196,20 @@ func (h *Host) Read(path string) string {
 		return ""
 	}
 	return string(data)
+}
+
+func copyIn(t testing.TB, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func makeBridge(t testing.TB) {

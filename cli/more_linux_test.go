@@ -1,0 +1,110 @@
+package cli_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"machine/acceptance/hosts"
+)
+
+// TestSudoUser provisions as a user that is not root.
+func TestSudoUser(t *testing.T) {
+	hosts.Isolated(t)
+	t.Setenv("MACHINE_AGENT", hosts.FakeAgent(t, "fake-1"))
+	newStore(t)
+	h := hosts.New(t, hosts.Sudoer(t))
+	must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-user", h.User, "--generic-ssh-key", h.Key, "web")
+	if got := must(t, "ssh", "web", "id -u"); got != "4242\n" {
+		t.Errorf("id: %q", got)
+	}
+	if got := must(t, "provision", "web"); !strings.Contains(got, "up to date") {
+		t.Errorf("provision again: %s", got)
+	}
+	if got := h.Exec("stat -c '%U %a' /usr/local/bin/machine-agent /etc/docker/server-key.pem; ls /tmp"); got != "root 755\nroot 600" {
+		t.Errorf("files on the host: %q", got)
+	}
+}
+
+// TestSCP copies between this computer and two hosts, with names that a shell
+// would take apart (S44).
+func TestSCP(t *testing.T) {
+	hosts.Isolated(t)
+	t.Setenv("MACHINE_AGENT", hosts.FakeAgent(t, "fake-1"))
+	newStore(t)
+	h := hosts.New(t)
+	must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
+	must(t, "create", "-d", "local", "dev")
+	dir := t.TempDir()
+	evil := filepath.Join(dir, "src", "$(touch evil) ; `id` -rf * é")
+	if err := os.MkdirAll(filepath.Join(evil, "deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"-o": "one", "deep/two words": "two"} {
+		if err := os.WriteFile(filepath.Join(evil, name), []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	big := strings.Repeat("0123456789abcdef", 200000)
+	if err := os.WriteFile(filepath.Join(dir, "src", "big"), []byte(big), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := machine(t, "scp", dir+"/src", "web:/srv/x"); code == 0 || !strings.Contains(errs, "use -r") {
+		t.Errorf("folder without -r: %d %s", code, errs)
+	}
+	must(t, "scp", "-r", "-q", dir+"/src", "web:/srv/a")     // makes /srv/a
+	must(t, "scp", "-r", "-q", "web:/srv/a", "dev:/srv/b")   // from host to host
+	must(t, "scp", "-r", "-q", "-d", "dev:/srv/b", dir+"/c") // and back
+	must(t, "scp", "-r", "-q", "-d", "dev:/srv/b/.", dir+"/c")
+	out, err := exec.Command("diff", "-r", dir+"/src", dir+"/c").CombinedOutput()
+	if err != nil {
+		t.Errorf("what came back differs: %s", out)
+	}
+	if fi, err := os.Stat(dir + "/c/big"); err != nil || fi.Mode().Perm() != 0o755 {
+		t.Errorf("mode: %v %v", fi, err)
+	}
+	_, _, errs := machine(t, "scp", "-r", "-d", "dev:/srv/b/.", dir+"/c")
+	if errs != "" {
+		t.Errorf("-d copied again: %s", errs)
+	}
+	must(t, "rm", "-y", "dev", "web")
+}
+
+// TestF18NewAddress: a local machine whose address was taken gets another one,
+// and a certificate for it, without a new start of its agent being needed.
+func TestF18NewAddress(t *testing.T) {
+	hosts.Isolated(t)
+	t.Setenv("MACHINE_AGENT", hosts.FakeAgent(t, "fake-1"))
+	store := newStore(t)
+	must(t, "create", "-d", "local", "dev")
+	must(t, "stop", "dev")
+	ip := strings.TrimSpace(must(t, "ip", "dev"))
+	// Another computer's machine has the address now, as after a reboot.
+	claim := "/run/machine/ip/" + ip
+	if err := os.WriteFile(claim, []byte(store), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "start", "dev")
+	if now := strings.TrimSpace(must(t, "ip", "dev")); now == ip {
+		t.Errorf("ip is %s still", now)
+	}
+	must(t, "config", "dev")
+	if err := os.Remove(claim); err != nil {
+		t.Fatal(err)
+	}
+	// Renaming takes the files and the host's key along.
+	if code, _, errs := machine(t, "rename", "dev", "prod"); code == 0 || !strings.Contains(errs, "stop it first") {
+		t.Errorf("rename of a running machine: %d %s", code, errs)
+	}
+	must(t, "stop", "dev")
+	must(t, "rename", "dev", "prod")
+	must(t, "start", "prod")
+	if got := must(t, "ssh", "prod", "hostname"); got != "prod\n" {
+		t.Errorf("hostname: %q", got)
+	}
+	must(t, "certificates", "--renew")
+	must(t, "rm", "-y", "prod")
+	noTrace(t)
+}
