@@ -79,6 +79,7 @@ func Open(root string, log *slog.Logger) (*Store, error) {
 			return nil, fmt.Errorf("open layers: %w", err)
 		}
 	}
+	spread(s.staging)
 	if err := checkFS(s.layers); err != nil {
 		return nil, err
 	}
@@ -94,6 +95,26 @@ func Open(root string, log *slog.Logger) (*Store, error) {
 	}
 	s.sweep()
 	return s, nil
+}
+
+// topdir is FS_TOPDIR_FL of linux/fs.h.
+const topdir = 0x20000
+
+// spread asks ext4 to put each directory made in dir into a block group of
+// its own (chattr +T), as it does for the top of a file system. Otherwise all
+// layers crowd into the groups of their common parent, where finding a free
+// inode costs up to 0.5 ms once many have come and gone. Other file systems
+// know no such thing, and need none.
+func spread(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&topdir == 0 {
+		unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|topdir))
+	}
 }
 
 // checkFS refuses file systems that overlayfs cannot work on: whiteouts need
