@@ -307,18 +307,6 @@ func (u *unpacker) make(dir int, base, name string, h *tar.Header, f func() erro
 	return setTime(dir, base, h.ModTime)
 }
 
-// chmodPath changes the mode of what an O_PATH descriptor is open on.
-func chmodPath(fd int, mode uint32) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFLNK || st.Mode&0o7777 == mode {
-		return nil
-	}
-	return unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode)
-}
-
 func (u *unpacker) link(dir int, base, name string, h *tar.Header) error {
 	target, err := clean(h.Linkname)
 	if err != nil {
@@ -464,85 +452,4 @@ func (u *unpacker) copy(fd int, r io.Reader, size int64) error {
 		return retry(func() error { return unix.Ftruncate(fd, size) })
 	}
 	return nil
-}
-
-// room refuses to fill the disk to the last byte: the engine needs some to
-// record what it removes.
-func (u *unpacker) room() error {
-	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Fstatfs(u.root, &st) }); err != nil {
-		return nil // not every file system can tell
-	}
-	if free := st.Bavail * uint64(st.Bsize); st.Blocks > 0 && free < reserve && st.Blocks*uint64(st.Bsize) > 4*reserve {
-		return fault.Unavailable.Errorf("unpack: no space left on device: %d MiB free, %d kept in reserve; remove something first: %w", free>>20, reserve>>20, unix.ENOSPC)
-	}
-	return nil
-}
-
-func zero(b []byte) bool {
-	if b[0] != 0 || b[len(b)-1] != 0 || b[len(b)/2] != 0 {
-		return false
-	}
-	for len(b) >= 8 {
-		if b[0]|b[1]|b[2]|b[3]|b[4]|b[5]|b[6]|b[7] != 0 {
-			return false
-		}
-		b = b[8:]
-	}
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
-
-func (u *unpacker) owner(h *tar.Header) (int, int) {
-	if u.o.Owner != nil {
-		return u.o.Owner.UID, u.o.Owner.GID
-	}
-	return h.Uid, h.Gid
-}
-
-// attributes sets owner, mode and extended attributes, in this order: chown
-// clears set-user-id bits and capabilities.
-func (u *unpacker) attributes(fd int, h *tar.Header) error {
-	uid, gid := u.owner(h)
-	if uid < 0 || gid < 0 || int64(uid) > 1<<32-2 || int64(gid) > 1<<32-2 {
-		return fault.Invalid.Errorf("owner %d:%d is out of range", uid, gid)
-	}
-	if err := retry(func() error { return unix.Fchown(fd, uid, gid) }); err != nil {
-		return err
-	}
-	if err := retry(func() error { return unix.Fchmod(fd, uint32(h.Mode&0o7777)) }); err != nil {
-		return err
-	}
-	for k, v := range h.PAXRecords {
-		name, ok := strings.CutPrefix(k, "SCHILY.xattr.")
-		if !ok || !allowedXattr(name) {
-			continue
-		}
-		err := retry(func() error { return unix.Fsetxattr(fd, name, []byte(v), 0) })
-		if err == unix.ENOTSUP || err == unix.EPERM && strings.HasPrefix(name, "user.") {
-			continue // the file system cannot keep it: Docker drops it, too
-		}
-		if err != nil {
-			return fmt.Errorf("attribute %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// setTime sets the modification time of base in dir, or of dir itself when
-// base is empty.
-func setTime(dir int, base string, at time.Time) error {
-	if at.IsZero() || at.Unix() < 0 {
-		at = time.Unix(0, 0)
-	}
-	ts := []unix.Timespec{{Sec: at.Unix(), Nsec: int64(at.Nanosecond())}, {Sec: at.Unix(), Nsec: int64(at.Nanosecond())}}
-	flags := unix.AT_SYMLINK_NOFOLLOW
-	if base == "" {
-		flags = unix.AT_EMPTY_PATH
-	}
-	return retry(func() error { return unix.UtimesNanoAt(dir, base, ts, flags) })
 }

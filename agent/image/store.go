@@ -25,7 +25,7 @@ import (
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"machine/agent/fault"
 	"machine/agent/model"
@@ -446,93 +446,6 @@ func (s *Store) Tag(ctx context.Context, ref, name string) error {
 	}
 	s.o.Event("tag", img.ID, oci.Familiar(n))
 	return nil
-}
-
-// HistoryItem is one step in the making of an image.
-type HistoryItem struct {
-	ID        string // "<missing>" unless the step is an image here
-	Created   time.Time
-	CreatedBy string
-	Comment   string
-	Tags      []string
-	Size      int64
-}
-
-// History gives the steps, newest first.
-func (s *Store) History(ctx context.Context, ref string) ([]HistoryItem, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e, _, err := s.resolve(ref)
-	if err != nil {
-		return nil, err
-	}
-	var out []HistoryItem
-	n := 0
-	for _, h := range e.config.History {
-		it := HistoryItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment}
-		if h.Created != nil {
-			it.Created = *h.Created
-		}
-		if !h.EmptyLayer {
-			if n >= len(e.chains) {
-				return nil, fmt.Errorf("image %s: its history has more layers than it has", e.ID)
-			}
-			if l, err := s.o.Layers.Get(e.chains[n]); err == nil {
-				it.Size = l.Size
-			}
-			n++
-		}
-		out = append(out, it)
-	}
-	slices.Reverse(out)
-	at := e
-	for i := range out {
-		out[i].ID = at.ID.String()
-		for _, n := range s.refsOf(at.ID) {
-			if _, ok := n.(reference.Canonical); !ok {
-				out[i].Tags = append(out[i].Tags, oci.Familiar(n))
-			}
-		}
-		if at = s.images[at.Parent]; at == nil {
-			break
-		}
-	}
-	return out, nil
-}
-
-// Usage is the disk that images hold.
-type Usage struct {
-	Layers int64                   // bytes of all layers, each counted once
-	Shared map[digest.Digest]int64 // image to bytes that it shares with others
-	Free   map[digest.Digest]int64 // image to bytes that its removal would free
-}
-
-// DiskUsage adds up the layers.
-func (s *Store) DiskUsage(ctx context.Context) (Usage, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	u := Usage{Shared: map[digest.Digest]int64{}, Free: map[digest.Digest]int64{}}
-	users := map[digest.Digest]int{}
-	for _, e := range s.images {
-		for _, c := range e.chains {
-			users[c]++
-		}
-	}
-	sizes := map[digest.Digest]int64{}
-	for _, l := range s.o.Layers.List() {
-		sizes[l.Chain] = l.Size
-		u.Layers += l.Size
-	}
-	for id, e := range s.images {
-		for _, c := range e.chains {
-			if users[c] > 1 {
-				u.Shared[id] += sizes[c]
-			} else {
-				u.Free[id] += sizes[c]
-			}
-		}
-	}
-	return u, nil
 }
 
 // encode marshals without escaping of <, > and &: configurations are read by

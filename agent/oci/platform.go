@@ -118,8 +118,8 @@ func rank(want, have v1.Platform) int {
 		}
 		return 0
 	}
-	if want.Architecture == "arm64" && have.Architecture == "arm" && have.Variant <= "v8" {
-		return 10
+	if want.Architecture == "arm64" && have.Architecture == "arm" && have.Variant >= "v5" && have.Variant <= "v8" {
+		return 10 + int(have.Variant[1]-'0')
 	}
 	if want.Architecture == "amd64" && have.Architecture == "386" {
 		return 10
