@@ -108,3 +108,35 @@ func TestF18NewAddress(t *testing.T) {
 	must(t, "rm", "-y", "prod")
 	noTrace(t)
 }
+
+// TestSystemdHost provisions a host with systemd: the unit starts, survives
+// its agent's death, and a stop of the service leaves nothing behind.
+func TestSystemdHost(t *testing.T) {
+	hosts.Isolated(t)
+	v1, v2 := fakeAgents(t)
+	t.Setenv("MACHINE_AGENT", v1)
+	newStore(t)
+	h := hosts.New(t, hosts.Options{Systemd: true})
+	out := must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "--engine-label", `a=b "c" $d %n`, "web")
+	t.Log(out)
+	if got := h.Exec("systemctl is-active machine-agent; systemctl is-enabled machine-agent"); got != "active\nenabled" {
+		t.Errorf("service: %q", got)
+	}
+	pid := h.Exec("systemctl show -p MainPID --value machine-agent")
+	if args := h.Exec("tr '\\0' '\\n' </proc/" + pid + "/cmdline"); !strings.Contains(args, "a=b \"c\" $d %n\n") {
+		t.Errorf("arguments: %q", args)
+	}
+	must(t, "regenerate-certs", "-f", "web")
+	if now := h.Exec("systemctl show -p MainPID --value machine-agent"); now != pid {
+		t.Errorf("regenerate-certs restarted the agent: %s, was %s", now, pid)
+	}
+	must(t, "config", "web")
+	t.Setenv("MACHINE_AGENT", v2)
+	must(t, "upgrade", "web")
+	if got := must(t, "version", "web"); got != "fake-2\n" {
+		t.Errorf("version: %q", got)
+	}
+	h.Exec("kill -9 $(systemctl show -p MainPID --value machine-agent)")
+	must(t, "provision", "web")
+	must(t, "config", "web")
+}

@@ -26,9 +26,10 @@ type Host struct {
 	Key  string // private key file
 	Dir  string // its files: upper/ holds what it wrote
 
-	t   testing.TB
-	pid int
-	n   int
+	t       testing.TB
+	systemd bool
+	pid     int
+	n       int
 }
 
 var count atomic.Int32
@@ -37,9 +38,11 @@ const bridge = "hosts0"
 
 // Options change what a host is like.
 type Options struct {
-	Setup string            // shell text that runs inside before sshd starts
-	User  string            // who logs in; root when empty
-	Files map[string]string // files of this computer, and where they are on the host
+	Setup string // shell text that runs inside before sshd starts
+	User  string // who logs in; root when empty
+	// Systemd boots the host with systemd, and little else.
+	Systemd bool
+	Files   map[string]string // files of this computer, and where they are on the host
 }
 
 // New starts a host, which ends with the test.
@@ -62,9 +65,15 @@ func New(t testing.TB, opts ...Options) *Host {
 		}
 	}
 	makeBridge(t)
-	setup := ""
+	setup, boot := "", plainBoot
 	for _, o := range opts {
 		setup += o.Setup + "\n"
+		if o.Systemd {
+			if _, err := os.Stat("/sys/fs/cgroup/systemd"); err != nil {
+				t.Skip("needs the cgroup hierarchy name=systemd")
+			}
+			boot, h.systemd = systemdBoot, true
+		}
 		if o.User != "" {
 			h.User = o.User
 		}
@@ -75,7 +84,7 @@ func New(t testing.TB, opts ...Options) *Host {
 	if err := os.WriteFile(filepath.Join(dir, "setup"), []byte(setup), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "boot"), []byte(bootScript), 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "boot"), []byte(bootScript+boot), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	h.Start()
@@ -84,6 +93,12 @@ func New(t testing.TB, opts ...Options) *Host {
 
 // bootScript makes the root and becomes sshd. $1 is the folder.
 const bootScript = `set -e
+if [ -n "$2" ]; then
+	# A cgroup namespace begins where its maker is: go there first.
+	g=$2; set -- "$1"
+	echo 0 >"$g/cgroup.procs"
+	exec unshare -C /bin/sh "$0" "$1"
+fi
 cd "$1"
 mount --make-rprivate /
 mount -t overlay host root -o lowerdir=/,upperdir=upper,workdir=work
@@ -117,7 +132,39 @@ umount -l /.old
 hostname host
 ip link set lo up
 sh -e /etc/ssh-host/setup
-exec /usr/sbin/sshd -D -e -f /etc/ssh-host/config
+`
+
+const plainBoot = `exec /usr/sbin/sshd -D -e -f /etc/ssh-host/config
+`
+
+// systemdBoot hides this computer's own units and starts sshd by one of ours.
+// systemd gets a cgroup of its own in the hierarchy that it manages.
+const systemdBoot = `
+mkdir -p /run/systemd/system
+mount -t tmpfs tmpfs /etc/systemd/system
+mount -t tmpfs tmpfs /sys/fs/cgroup
+mkdir /sys/fs/cgroup/systemd
+mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd
+cat > /etc/systemd/system/hosts-sshd.service <<E
+[Unit]
+DefaultDependencies=no
+[Service]
+ExecStart=/usr/sbin/sshd -D -e -f /etc/ssh-host/config
+KillMode=process
+E
+cat > /etc/systemd/system/multi-user.target <<E
+[Unit]
+Description=test host
+AllowIsolate=yes
+Wants=hosts-sshd.service
+E
+for u in sysinit.target basic.target network-online.target local-fs.target firewalld.service; do
+	printf '[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/true\n' >/etc/systemd/system/$u
+done
+sed -i /Service/,\$d /etc/systemd/system/*.target
+printf '[Unit]\nDescription=test host\nAllowIsolate=yes\nWants=hosts-sshd.service\n' >/etc/systemd/system/multi-user.target
+export container=other
+exec /usr/lib/systemd/systemd --unit=multi-user.target --log-target=console --show-status=no
 `
 
 // Start boots the host; after Kill it is the same host again.
@@ -127,7 +174,7 @@ func (h *Host) Start() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	cmd := exec.Command("/bin/sh", filepath.Join(h.Dir, "boot"), h.Dir)
+	cmd := exec.Command("/bin/sh", filepath.Join(h.Dir, "boot"), h.Dir, h.cgroup())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL,
@@ -176,6 +223,19 @@ func (h *Host) Kill() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	h.pid = 0
+	if h.systemd {
+		_ = exec.Command("find", h.cgroup(), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
+	}
+}
+
+// cgroup makes the group of a host with systemd, and returns its folder.
+func (h *Host) cgroup() string {
+	if !h.systemd {
+		return ""
+	}
+	dir := "/sys/fs/cgroup/systemd/" + filepath.Base(h.Dir)
+	_ = os.MkdirAll(dir, 0o755)
+	return dir
 }
 
 // Exec runs shell text on the host without SSH and returns its output.
