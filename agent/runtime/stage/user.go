@@ -68,7 +68,7 @@ func number(s string) (n int, ok bool, err error) {
 		}
 	}
 	n, err = strconv.Atoi(s)
-	if err != nil || n < 0 || n > maxID || s[0] == '+' || digits == "" {
+	if err != nil || n < 0 || n > maxID || len(digits) < len(s) || digits == "" {
 		return 0, true, errors.New("uids and gids must be in range 0-2147483647: " + strconv.Quote(s))
 	}
 	return n, true, nil
