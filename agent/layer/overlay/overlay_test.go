@@ -117,3 +117,27 @@ func TestOldMount(t *testing.T) {
 		t.Error("the mount is still in the table")
 	}
 }
+
+// BenchmarkContainer is what layers add to the life of a short container.
+func BenchmarkContainer(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skip("needs root")
+	}
+	s, err := Open(b.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	l, err := s.Apply(context.Background(), "", bytes.NewReader(layertest.Tar(b, layertest.File("a", "1"))))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := s.Create(context.Background(), "c", l.Chain); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Remove(context.Background(), "c"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -42,16 +42,17 @@ var _ layer.Store = (*Store)(nil)
 // A Store is layer storage on overlayfs. It is safe for concurrent use; only
 // one process may have its root open.
 type Store struct {
-	root     string
-	layers   string // root/overlay2
-	staging  string
-	trash    string
-	log      *slog.Logger
-	sweeping sync.Mutex
-	bg       sync.WaitGroup
-	sync     syncer
+	root    string
+	layers  string // root/overlay2
+	staging string
+	trash   string
+	log     *slog.Logger
+	bg      sync.WaitGroup
+	sync    syncer
 
 	discarded atomic.Int64 // names in the trash
+	dirty     atomic.Int32 // the trash may hold something
+	sweeping  sync.Mutex
 
 	mu         sync.Mutex
 	images     map[digest.Digest]*image
@@ -120,17 +121,21 @@ func (s *Store) discard(dir string) error {
 	return errors.Join(archive.RemoveChildren(dir), os.Remove(dir))
 }
 
-// sweep empties the trash in the background.
+// sweep has the trash emptied in the background, by one goroutine at a time.
 func (s *Store) sweep() {
-	s.bg.Add(1)
-	go func() {
-		defer s.bg.Done()
-		s.sweeping.Lock() // one at a time: two would trip over each other
+	if s.dirty.Swap(1) == 1 { // whoever is at it looks once more
+		return
+	}
+	s.bg.Go(func() {
+		s.sweeping.Lock()
 		defer s.sweeping.Unlock()
-		if err := archive.RemoveChildren(s.trash); err != nil {
-			s.log.Warn("empty the trash of layers", "dir", s.trash, "err", err)
+		for s.dirty.Swap(0) == 1 {
+			if err := archive.RemoveChildren(s.trash); err != nil {
+				s.log.Warn("empty the trash of layers", "dir", s.trash, "err", err)
+				return
+			}
 		}
-	}()
+	})
 }
 
 // Close waits for what runs in the background.
