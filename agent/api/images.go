@@ -69,6 +69,7 @@ type Transfers interface {
 	Load(ctx context.Context, r io.Reader, p model.Progress) ([]image.Loaded, error)
 	Save(ctx context.Context, names []string, w io.Writer) error
 	Pull(ctx context.Context, ref, platform string, auth model.RegistryAuth, p model.Progress) (*model.Image, error)
+	PullAll(ctx context.Context, name, platform string, auth model.RegistryAuth, p model.Progress) error
 	Push(ctx context.Context, ref string, auth model.RegistryAuth, p model.Progress) error
 }
 
@@ -118,6 +119,9 @@ func (i *imageAPI) create(w http.ResponseWriter, r *request) error {
 		}
 	}
 	m := newMessages(w)
+	if n, err := oci.ParseName(name); err == nil && reference.IsNameOnly(n) { // as Docker: all tags
+		return m.end(i.b.PullAll(r.Context(), name, r.query("platform"), registryAuth(r), m.event))
+	}
 	_, err := i.b.Pull(r.Context(), name, r.query("platform"), registryAuth(r), m.event)
 	return m.end(err)
 }

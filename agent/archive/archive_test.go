@@ -177,7 +177,11 @@ func TestS25Bombs(t *testing.T) {
 	if xw != nil {
 		xw.Write([]byte("x"))
 		xw.Close()
-		if _, err := Decompress(&x); !fault.Is(err, fault.Invalid) {
+		r, err := Decompress(&x)
+		if err == nil {
+			_, err = io.ReadAll(r)
+		}
+		if !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "dictionary") {
 			t.Errorf("xz with a dictionary of 1 GiB: %v", err)
 		}
 	}
@@ -198,6 +202,37 @@ func TestS25Bombs(t *testing.T) {
 	}
 }
 
+// half is one of several xz streams, of more than one block.
+func half(b []byte) []byte {
+	var x bytes.Buffer
+	w, err := xz.WriterConfig{BlockSize: 10_000}.NewWriter(&x)
+	if err != nil {
+		panic(err)
+	}
+	w.Write(b)
+	w.Close()
+	return x.Bytes()
+}
+
+// TestS21OwnProgramsOnly: no program is run to decompress, whatever lies
+// about under the names of those that other engines run.
+func TestS21OwnProgramsOnly(t *testing.T) {
+	dir := t.TempDir()
+	mark := filepath.Join(dir, "ran")
+	for _, n := range []string{"xz", "unxz", "unpigz", "gzip", "zstd", "bzip2", "igzip", "tar"} {
+		os.WriteFile(filepath.Join(dir, n), []byte("#!/bin/sh\ntouch "+mark+"\ncat\n"), 0o755)
+	}
+	t.Setenv("PATH", dir)
+	t.Chdir(dir)
+	b := half(tarOf(t, reg("f", "x")))
+	if err := Unpack(context.Background(), openDir(t, t.TempDir()), "/", bytes.NewReader(b), UnpackOptions{Owner: &Owner{os.Getuid(), os.Getgid()}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(mark); err == nil {
+		t.Error("a program of the rootfs was run")
+	}
+}
+
 func TestDecompress(t *testing.T) {
 	want := bytes.Repeat([]byte("hello "), 10000)
 	var g, x bytes.Buffer
@@ -208,7 +243,7 @@ func TestDecompress(t *testing.T) {
 	xw.Write(want)
 	xw.Close()
 	enc, _ := zstd.NewWriter(nil)
-	for name, b := range map[string][]byte{"plain": want, "gzip": g.Bytes(), "xz": x.Bytes(), "zstd": enc.EncodeAll(want, nil), "empty": nil} {
+	for name, b := range map[string][]byte{"plain": want, "gzip": g.Bytes(), "xz": x.Bytes(), "xz twice": slices.Concat(half(want[:30000]), half(want[30000:])), "zstd": enc.EncodeAll(want, nil), "empty": nil} {
 		r, err := Decompress(bytes.NewReader(b))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -221,7 +256,7 @@ func TestDecompress(t *testing.T) {
 		if name == "plain" || name == "empty" {
 			continue
 		}
-		r, err = Decompress(bytes.NewReader(b[:len(b)/2]))
+		r, err = Decompress(bytes.NewReader(b[:len(b)*2/3]))
 		if err == nil {
 			_, err = io.ReadAll(r)
 		}

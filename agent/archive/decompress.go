@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
-	"encoding/binary"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
@@ -51,10 +50,7 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return &named{z, "zstd", func() error { z.Close(); return nil }}, nil
 	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
-		if err := xzWindow(head); err != nil {
-			return nil, err
-		}
-		z, err := xz.NewReader(br)
+		z, err := xz.NewReader(newXZGuard(br))
 		if err != nil {
 			return nil, fault.Invalid.Errorf("xz: %w", err)
 		}
@@ -63,35 +59,6 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 		return &named{bzip2.NewReader(br), "bzip2", nil}, nil
 	}
 	return io.NopCloser(br), nil
-}
-
-// xzWindow refuses a first block whose dictionary is over the bound: the
-// library allocates whatever the header asks for. Later blocks of one file
-// are written by the same program with the same size.
-func xzWindow(head []byte) error {
-	// 12 bytes of stream header; then size, flags, [sizes], filter 0x21, 1, dictionary.
-	if len(head) < 17 || head[12] == 0 { // no block
-		return nil
-	}
-	flags, rest := head[13], head[14:]
-	for _, bit := range []byte{0x40, 0x80} { // optional sizes
-		if flags&bit != 0 {
-			_, n := binary.Uvarint(rest)
-			if n <= 0 {
-				return fault.Invalid.Errorf("xz: bad block header")
-			}
-			rest = rest[n:]
-		}
-	}
-	if len(rest) < 3 || rest[0] != 0x21 || rest[1] != 1 || rest[2] > 40 {
-		return fault.Invalid.Errorf("xz: unsupported filter")
-	}
-	bits := rest[2]
-	size := (2 | uint64(bits&1)) << (bits/2 + 11)
-	if size > maxWindow {
-		return fault.Invalid.Errorf("xz: dictionary of %d MiB is larger than the %d MiB allowed", size>>20, maxWindow>>20)
-	}
-	return nil
 }
 
 // named says in errors which format was broken.

@@ -103,6 +103,23 @@ func (s *Store) Get(d digest.Digest) ([]byte, error) {
 	return b, nil
 }
 
+// List gives the digests of all whole blobs.
+func (s *Store) List() ([]digest.Digest, error) {
+	var out []digest.Digest
+	for _, a := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
+		list, err := os.ReadDir(filepath.Join(s.dir, a.String()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("list blobs: %w", err)
+		}
+		for _, e := range list {
+			if d := digest.NewDigestFromEncoded(a, e.Name()); d.Validate() == nil {
+				out = append(out, d)
+			}
+		}
+	}
+	return out, nil
+}
+
 // Delete removes a blob, whole or partial. Safe to repeat.
 func (s *Store) Delete(d digest.Digest) error {
 	name, err := s.path(d)

@@ -24,6 +24,8 @@ type Registry interface {
 	PutBlob(ctx context.Context, ref string, r io.Reader, auth model.RegistryAuth) (v1.Descriptor, error)
 	// PutManifest uploads a manifest under ref.
 	PutManifest(ctx context.Context, ref string, b []byte, mediaType string, auth model.RegistryAuth) error
+	// Tags lists the tags of a repository.
+	Tags(ctx context.Context, ref string, auth model.RegistryAuth) ([]string, error)
 }
 
 // flights lets callers who want the same thing at once share the work.

@@ -46,6 +46,31 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth model.Regis
 	return p.run()
 }
 
+// PullAll gets all tags of a repository, one after the other.
+func (s *Store) PullAll(ctx context.Context, name, platform string, auth model.RegistryAuth, progress model.Progress) error {
+	if s.o.Source == nil {
+		return fault.NotImplemented.Errorf("pull: no registry client")
+	}
+	n, err := oci.ParseName(name)
+	if err != nil {
+		return err
+	}
+	tags, err := s.o.Source.Tags(ctx, n.Name(), auth)
+	if err != nil {
+		return (&pull{ref: n}).denied(err)
+	}
+	for _, tag := range tags {
+		t, err := reference.WithTag(reference.TrimNamed(n), tag)
+		if err != nil {
+			return fault.Invalid.Errorf("pull %s: tag %.100q: %w", reference.FamiliarName(n), tag, err)
+		}
+		if _, err := s.Pull(ctx, t.String(), platform, auth, progress); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 type pull struct {
 	s        *Store
 	ctx      context.Context
@@ -144,7 +169,7 @@ func (p *pull) denied(err error) error {
 	return err
 }
 
-// digested is the reference of a part of the image's repository.
+// repo is a reference to the image's repository.
 func (p *pull) repo() string { return p.ref.String() }
 
 func (p *pull) getConfig() error {

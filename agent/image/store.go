@@ -49,6 +49,8 @@ type Blobs interface {
 	Get(d digest.Digest) ([]byte, error)
 	Delete(d digest.Digest) error
 	Resume(ctx context.Context, d digest.Digest) (model.BlobWriter, error)
+	// List gives the blobs that are whole. All are the images'.
+	List() ([]digest.Digest, error)
 }
 
 // Options are all that a store needs.
@@ -147,7 +149,24 @@ func Open(o Options) (*Store, error) {
 		s.byRef[r.Ref] = r.ID
 	}
 	s.gc(context.Background())
-	return s, nil
+	return s, s.dropBlobs()
+}
+
+// dropBlobs deletes configurations that a crash left without a record.
+func (s *Store) dropBlobs() error {
+	list, err := s.o.Blobs.List()
+	if err != nil {
+		return fmt.Errorf("open images: %w", err)
+	}
+	for _, d := range list {
+		if s.images[d] != nil {
+			continue
+		}
+		if err := s.o.Blobs.Delete(d); err != nil {
+			s.o.Log.Warn("delete unused blob", "blob", d, "err", err)
+		}
+	}
+	return nil
 }
 
 // load reads the configuration of a record and finds its layers.

@@ -141,6 +141,58 @@ func (c *Client) Resolve(ctx context.Context, ref string, auth model.RegistryAut
 	return v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}, b, nil
 }
 
+// Tags lists the tags of a repository, at most 10,000.
+func (c *Client) Tags(ctx context.Context, ref string, auth model.RegistryAuth) ([]string, error) {
+	r, err := parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	err = c.each(ctx, r, false, func(e endpoint) error {
+		all = nil
+		for last := ""; len(all) < 10_000; last = all[len(all)-1] {
+			got, err := c.tagPage(ctx, e, r, last, auth)
+			if err != nil {
+				return err
+			}
+			all = append(all, got...)
+			if len(got) < tagPage {
+				break
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
+const tagPage = 1000
+
+func (c *Client) tagPage(ctx context.Context, e endpoint, r repo, last string, auth model.RegistryAuth) ([]string, error) {
+	q := fmt.Sprintf("%s/tags/list?n=%d", r.path, tagPage)
+	if last != "" {
+		q += "&last=" + queryEscape(last)
+	}
+	resp, err := c.do(ctx, e, call{method: http.MethodGet, path: q, scope: pullScope(r), auth: auth})
+	if err != nil {
+		return nil, unavailable(e, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, apiError(resp, "repository "+r.path)
+	}
+	b, err := oci.ReadLimited(resp.Body, oci.MaxManifest)
+	if err != nil {
+		return nil, unavailable(e, err)
+	}
+	var page struct {
+		Tags []string `json:"tags"`
+	}
+	if err := json.Unmarshal(b, &page); err != nil {
+		return nil, fault.Unavailable.Errorf("registry %s: list of tags: %w", e.base.Host, err)
+	}
+	return page.Tags, nil
+}
+
 // Blob reads a blob from offset to its end. A connection that breaks or
 // stalls is taken up again where it was, a bounded number of times without
 // progress. The bytes are not checked: the caller does, by d.Digest. The
