@@ -205,14 +205,14 @@ func logs(s *side, driver string, read bool) (out figure, err error) {
 	out = nil
 	for range 3 {
 		begin := time.Now()
-		resp, err := s.c.Get("http://engine/v1.44/containers/" + c + "/logs?stdout=1")
+		resp, err := s.c.Get("http://engine/v1.41/containers/" + c + "/logs?stdout=1")
 		if err != nil {
 			return nil, err
 		}
 		n, err := io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
 		if err != nil || float64(n) < size {
-			return nil, fmt.Errorf("read %d of %.0f bytes of the log: %w", n, size, err)
+			return nil, fmt.Errorf("read %d of %.0f bytes of the log: %v", n, size, err)
 		}
 		out = append(out, size/mega/time.Since(begin).Seconds())
 	}

@@ -46,7 +46,7 @@ func (s *side) do(method, path, body string) (string, error) {
 }
 
 func (s *side) send(method, path, kind string, body io.Reader) (string, error) {
-	req, err := http.NewRequest(method, "http://engine/v1.44"+path, body)
+	req, err := http.NewRequest(method, "http://engine/v1.41"+path, body)
 	if err != nil {
 		return "", err
 	}
@@ -67,7 +67,7 @@ func (s *side) send(method, path, kind string, body io.Reader) (string, error) {
 func id(answer string) (string, error) {
 	var v struct{ ID string }
 	if err := json.Unmarshal([]byte(answer), &v); err != nil || v.ID == "" {
-		return "", fmt.Errorf("no id in %q: %w", answer, err)
+		return "", fmt.Errorf("no id in %q: %v", answer, err)
 	}
 	return v.ID, nil
 }
