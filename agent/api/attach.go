@@ -57,20 +57,20 @@ func (c *containerAPI) attach(w http.ResponseWriter, r *request) error {
 	if !a.TTY && r.query("detachKeys") == "" {
 		keys = nil
 	}
-	pump(conn, st, o.Stdin, in, keys, out)
+	pump(conn, st, o.Stdin, in, gone, keys, out)
 	return nil
 }
 
 // readAhead reads the client's input into a small pipe, so that its going
-// away is seen even while nobody wants input. gone is closed when the
-// connection failed; an orderly half-close is not that.
+// away is seen even while nobody wants input and nothing is said to it. gone
+// is closed when the connection failed or ended; a half-close is not that.
 func readAhead(conn *stream.Conn) (io.Reader, <-chan struct{}) {
 	pr, pw := io.Pipe()
 	gone := make(chan struct{})
 	go func() {
 		_, err := io.Copy(pw, conn)
 		pw.CloseWithError(io.EOF)
-		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		if !errors.Is(err, io.ErrClosedPipe) && (err != nil || conn.HungUp()) {
 			close(gone)
 		}
 	}()
@@ -98,8 +98,8 @@ func outputs(w io.Writer, tty bool) sinks {
 
 // pump copies between a client and a process until all output has been sent
 // or the client went away or detached.
-func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, keys []byte, out sinks) {
-	detached := make(chan struct{})
+func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, gone <-chan struct{}, keys []byte, out sinks) {
+	detached, fed := make(chan struct{}), make(chan struct{})
 	if stdin && st.Stdin != nil {
 		go func() {
 			_, err := io.Copy(st.Stdin, stream.NewDetachReader(in, keys))
@@ -108,9 +108,11 @@ func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, keys [
 				return
 			}
 			st.Stdin.Close()
+			close(fed)
 			io.Copy(io.Discard, in) // the program takes no more: let the client finish sending
 		}()
 	} else {
+		close(fed)
 		go io.Copy(io.Discard, in)
 	}
 	var wg sync.WaitGroup
@@ -128,6 +130,12 @@ func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, keys [
 	case <-sent:
 		conn.CloseWrite()
 	case <-detached:
+	case <-gone: // what it sent before it went still counts
+		select {
+		case <-fed:
+		case <-sent:
+		case <-detached:
+		}
 	}
 	st.Close()
 }

@@ -80,8 +80,8 @@ func (e *execAPI) start(w http.ResponseWriter, r *request) error {
 		tellFailure(conn, tty, err)
 		return nil
 	}
-	input, _ := readAhead(conn)
-	pump(conn, st.Streams, in.OpenStdin, input, keys, wanted(outputs(conn, tty), in))
+	input, gone := readAhead(conn)
+	pump(conn, st.Streams, in.OpenStdin, input, gone, keys, wanted(outputs(conn, tty), in))
 	st.Wait(r.Context())
 	return nil
 }

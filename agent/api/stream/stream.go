@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"machine/agent/fault"
 )
 
@@ -42,6 +44,29 @@ func (c *Conn) CloseWrite() error {
 		return h.CloseWrite()
 	}
 	return nil
+}
+
+// HungUp waits until the client has closed its end for reading too, which a
+// client that only has no more input does not do, and reports that. False
+// says that the Conn was closed, or that it is one of TCP, where both look the
+// same. Nobody may read at the same time.
+func (c *Conn) HungUp() bool {
+	u, ok := c.Conn.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var hung bool
+	err = raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd)}} // POLLHUP is always reported
+		n, err := unix.Poll(p, 0)
+		hung = err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+		return hung
+	})
+	return err == nil && hung
 }
 
 // Hijack takes over the connection of a request and answers it: 101 to a
