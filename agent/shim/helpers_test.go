@@ -55,6 +55,8 @@ type bench struct {
 	t   testing.TB
 	dir string
 	s   *Shim
+
+	profile *specs.LinuxSeccomp
 }
 
 const testParent = "machine-test"
@@ -178,11 +180,13 @@ func (b *bench) bundle(args ...string) *model.Bundle {
 		ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 	}}
 	spec.Process = &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: defaultCaps}}
-	profile, err := mobyseccomp.GetDefaultProfile(spec)
-	if err != nil {
-		b.t.Fatal(err)
+	if b.profile == nil {
+		var err error
+		if b.profile, err = mobyseccomp.GetDefaultProfile(spec); err != nil {
+			b.t.Fatal(err)
+		}
 	}
-	spec.Linux.Seccomp = profile
+	spec.Linux.Seccomp = b.profile
 	return &model.Bundle{ID: id, Dir: filepath.Join(dir, "task"), Spec: spec,
 		Rootfs: model.Rootfs{Lower: []string{b.lower()}, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")},
 		Process: model.Process{Args: args, Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},

@@ -202,8 +202,9 @@ func reap(pid int) {
 }
 
 // Load finds a task again after a restart of the agent: a live shim, or an
-// ended container's exit record. When there is neither, what is left of the
-// container is killed and the error is NotFound.
+// ended container's exit record. When there is neither, or the container was
+// made but never started, what is left of it is removed and the error is
+// NotFound.
 func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
 	m, err := loadMeta(dir)
 	if err != nil {
@@ -214,8 +215,15 @@ func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
 		return nil, err
 	}
 	t := newTask(s, id, dir, m, group)
-	if err = t.connect(ctx); err == nil {
+	state, err := t.connect(ctx)
+	if err == nil && state != wire.StateCreated {
 		return t, nil
+	}
+	if err == nil {
+		if err := t.Delete(ctx); err != nil {
+			s.log.Warn("remove a container that was never started", "container", id, "err", err)
+		}
+		return nil, fault.NotFound.Errorf("task %s: it was never started", id)
 	}
 	// The shim ends by itself once the exit is on record.
 	if rec, recErr := readExit(dir); recErr == nil {
@@ -231,17 +239,17 @@ func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
 	return nil, fault.NotFound.Errorf("task %s: its shim is gone and left no exit record: %w", id, err)
 }
 
-// connect adopts a live shim.
-func (t *task) connect(ctx context.Context) error {
+// connect adopts a live shim and tells its container's state.
+func (t *task) connect(ctx context.Context) (state uint64, err error) {
 	fd, err := dial(t.dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
 		t.shim = int(cred.Pid)
 	}
 	if t.client, err = newClient(fd); err != nil {
-		return err
+		return 0, err
 	}
 	go t.read()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -257,7 +265,7 @@ func (t *task) connect(ctx context.Context) error {
 		t.client.conn.Close()
 		<-t.client.done
 	}
-	return err
+	return r.msg.A, err
 }
 
 func cleanFiles(dir string) {

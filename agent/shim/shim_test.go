@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/fault"
 	"machine/agent/model"
 )
 
@@ -193,4 +194,15 @@ func TestLoad(t *testing.T) {
 	if st := await(t, ended); st.Code != 8 {
 		t.Errorf("exit %d, want 8", st.Code)
 	}
+}
+
+// A container that was made but not started when the agent died is removed.
+func TestLoadNeverStarted(t *testing.T) {
+	b := newBench(t)
+	bu := b.bundle("true")
+	k := b.create(bu)
+	if _, err := b.shim().Load(ctxOf(t), bu.ID, bu.Dir); !fault.Is(err, fault.NotFound) {
+		t.Errorf("got %v", err)
+	}
+	await(t, k)
 }

@@ -56,6 +56,8 @@ type Log struct {
 	streams [2]line
 	mid     [2][]byte // what stands between text and time of a record
 	dropped int64     // bytes that the disk did not take
+	stamp   []byte    // stampOf in text
+	stampOf int64
 	// Rotated is called with the inode of a file that was just moved to
 	// PATH.1, when not nil.
 	Rotated func(inode uint64)
@@ -159,7 +161,10 @@ func (l *Log) record(stream int, s *line, text []byte, end bool, now int64) {
 		if end {
 			b = append(b, `\n`...)
 		}
-		b = appendTime(append(b, l.mid[stream]...), now)
+		if l.stampOf != now || l.stamp == nil { // all lines of one read have one time
+			l.stamp, l.stampOf = appendTime(l.stamp[:0], now), now
+		}
+		b = append(append(b, l.mid[stream]...), l.stamp...)
 		b = append(b, '"', '}', '\n')
 	} else {
 		flags := byte(stream)

@@ -149,7 +149,8 @@ func childError(fd int) error {
 
 // clone forks and, in the child, does all that is left to do with raw system
 // calls only: the child shares no memory with us, but it has only this one
-// thread, so it may neither allocate nor grow its stack nor be scheduled.
+// thread, so it may neither allocate nor grow its stack nor be scheduled. That
+// is why it is one long function.
 //
 //go:noinline
 //go:norace

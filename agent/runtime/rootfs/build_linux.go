@@ -12,8 +12,8 @@ const emptyBoth = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 
 // Build puts the container's tree into place: it must run in the container's
 // new mount (and user, network, IPC, PID) namespaces, on the only thread that
-// matters. Afterwards the tree is the process's root. With a terminal it
-// returns the terminal's master and slave, else -1 twice.
+// matters. Afterwards the tree is the process's root, and Leave remains to be
+// called. With a terminal it returns the terminal's master and slave, else -1 twice.
 func Build(p *wire.Program) (master, slave int, err error) {
 	// Nothing that happens here reaches the host, whatever is shared there.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -68,14 +68,21 @@ func (t Tree) enter(p *wire.Program) error {
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return wire.Fail("pivot_root", err)
 	}
-	// The old root is mounted on top of the new one now.
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return wire.Fail("unmount the old root", err)
-	}
 	if p.Propagation != 0 && p.Propagation != unix.MS_PRIVATE {
-		if err := unix.Mount("", "/", "", uintptr(p.Propagation), ""); err != nil {
+		if err := attr(t.fd, 0, 0, p.Propagation&^unix.MS_REC, p.Propagation&unix.MS_REC != 0); err != nil {
 			return wire.Fail("set the root's propagation", err)
 		}
+	}
+	return nil
+}
+
+// Leave unmounts the old root, which is mounted on top of the new one after
+// Build, and enters the new one. Until then the container's program must not
+// run. It is a step of its own since the kernel waits for all its CPUs here,
+// which the caller can have it do while it waits for something else.
+func Leave() error {
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return wire.Fail("unmount the old root", err)
 	}
 	return unix.Chdir("/")
 }

@@ -11,6 +11,7 @@
 package stage
 
 import (
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -78,12 +79,28 @@ func initStage(p *wire.Program, status, self int) error {
 	if err := terminal(&p.Process, slave, true); err != nil {
 		return err
 	}
-	ready := []byte{Ready}
+	if err := awaitStart(status, master); err != nil {
+		return err
+	}
+	x, err := become(&p.Process, self)
+	if err != nil {
+		return err
+	}
+	resetSignals()
+	return wire.Fail("exec "+x.path, x.exec.Become())
+}
+
+// awaitStart tells the shim that all is ready and waits for its word, while
+// another thread waits for the kernel to let go of the old root.
+func awaitStart(status, master int) error {
+	left := make(chan error, 1)
+	go func() { left <- rootfs.Leave() }()
+	runtime.Gosched()
 	var oob []byte
 	if master >= 0 {
 		oob = unix.UnixRights(master)
 	}
-	if err := unix.Sendmsg(status, ready, oob, nil, 0); err != nil {
+	if err := unix.Sendmsg(status, []byte{Ready}, oob, nil, 0); err != nil {
 		return wire.Fail("report", err)
 	}
 	if master >= 0 {
@@ -98,14 +115,8 @@ func initStage(p *wire.Program, status, self int) error {
 		if n != 1 || b[0] != Start {
 			unix.Exit(ExitCode) // the shim is gone
 		}
-		break
+		return <-left
 	}
-	x, err := become(&p.Process, self)
-	if err != nil {
-		return err
-	}
-	resetSignals()
-	return wire.Fail("exec "+x.path, x.exec.Become())
 }
 
 // hostProc does what needs the host's own /proc, which is still in view.

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"runtime"
 	"strconv"
 	"time"
 
@@ -46,9 +45,10 @@ type proc struct {
 }
 
 func run(control, listen int, dir string, self int) {
-	runtime.UnlockOSThread()
 	s := &shim{self: self, dir: dir, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
 		procs: map[uint32]*proc{}, oom: -1, buf: make([]byte, 64<<10)}
+	// What the agent inherited from who started it is not ours.
+	unix.CloseRange(uint(self)+1, ^uint(0), 0)
 	unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	var err error
 	if s.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

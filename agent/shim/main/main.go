@@ -37,7 +37,6 @@ func runtimeArgs() []string
 func runtimeEnvs() []string
 
 func main() {
-	runtime.LockOSThread()
 	args := runtimeArgs()
 	if env := runtimeEnvs(); stage.IsTini(args, env) {
 		stage.Tini(args, env)
@@ -57,8 +56,10 @@ func main() {
 	}
 	switch args[0] {
 	case "init":
+		runtime.LockOSThread()
 		stage.Init(num(1), num(2), num(3))
 	case "exec":
+		runtime.LockOSThread()
 		stage.Exec(num(1), num(2), num(3), num(4), num(5) == 1)
 	case "shim":
 		run(num(1), num(2), args[3], num(4))
