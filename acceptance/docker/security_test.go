@@ -39,9 +39,9 @@ func hashOf(e *engine.Engine, path string) string {
 	return out[:64]
 }
 
-// TestS01OwnBinary: a container that gets hold of the program that started it
+// TestS1OwnBinary: a container that gets hold of the program that started it
 // (CVE-2019-5736) cannot change it.
-func TestS01OwnBinary(t *testing.T) {
+func TestS1OwnBinary(t *testing.T) {
 	e := start(t)
 	image(e, "evil", "printf '#!/proc/self/exe\\n' >bad; chmod 755 bad; printf evil >evil")
 	hash := func() string {
@@ -75,9 +75,9 @@ func TestS01OwnBinary(t *testing.T) {
 	e.Audit()
 }
 
-// TestS02LeakedDescriptors: no directory of the host is in reach by a
+// TestS2LeakedDescriptors: no directory of the host is in reach by a
 // descriptor (CVE-2024-21626).
-func TestS02LeakedDescriptors(t *testing.T) {
+func TestS2LeakedDescriptors(t *testing.T) {
 	e := start(t)
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
 	for fd := 3; fd < 20; fd++ {
@@ -114,8 +114,8 @@ func TestS02LeakedDescriptors(t *testing.T) {
 	e.Audit()
 }
 
-// TestS04Capabilities: nothing is inheritable (CVE-2022-24769, -29162).
-func TestS04Capabilities(t *testing.T) {
+// TestS4Capabilities: nothing is inheritable (CVE-2022-24769, -29162).
+func TestS4Capabilities(t *testing.T) {
 	e := start(t)
 	none := "0000000000000000"
 	show := []string{"sh", "-c", "awk '/^Cap(Inh|Amb)/ {print $2}' /proc/self/status | sort -u"}
@@ -133,9 +133,9 @@ func TestS04Capabilities(t *testing.T) {
 	e.Audit()
 }
 
-// TestS06ForgedProc: /proc is the kernel's or the container does not start
+// TestS6ForgedProc: /proc is the kernel's or the container does not start
 // (CVE-2019-19921, 2023-27561, 2023-28642).
-func TestS06ForgedProc(t *testing.T) {
+func TestS6ForgedProc(t *testing.T) {
 	e := start(t)
 	image(e, "procfile", "rmdir proc; echo >proc")
 	image(e, "proclink", "rmdir proc; mkdir fake; ln -s /fake proc")
@@ -182,9 +182,9 @@ for p in ` + maskedPaths + `; do
 done
 [ $n -ge 2 ] || echo only $n paths exist`
 
-// TestS07Masked: masked paths show nothing, also when the container brings a
+// TestS7Masked: masked paths show nothing, also when the container brings a
 // /dev/null of its own (CVE-2025-31133).
-func TestS07Masked(t *testing.T) {
+func TestS7Masked(t *testing.T) {
 	e := start(t)
 	equal(t, "masked", e.Run("run", "--rm", "busybox", "sh", "-c", checkMasked), "")
 	equal(t, "masked after the start of another process", e.Run("run", "--rm", "--init", "busybox", "sh", "-c", checkMasked), "")
