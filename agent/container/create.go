@@ -166,6 +166,11 @@ func (m *Manager) settle(cfg *container.Config, hc *container.HostConfig, img *m
 	if cfg.WorkingDir != "" && !strings.HasPrefix(cfg.WorkingDir, "/") {
 		return nil, fault.Invalid.Errorf("the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
 	}
+	for _, s := range slices.Concat([]string(cfg.Entrypoint), []string(cfg.Cmd), []string{cfg.WorkingDir, cfg.User, cfg.Hostname, cfg.Domainname}) {
+		if strings.ContainsRune(s, 0) { // the kernel would take it for the end
+			return nil, fault.Invalid.Errorf("invalid value %q: it contains a NUL byte", s)
+		}
+	}
 	for _, e := range cfg.Env {
 		if e == "" || e[0] == '=' || strings.ContainsRune(e, 0) {
 			return nil, fault.Invalid.Errorf("invalid environment variable: %s", e)

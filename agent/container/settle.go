@@ -35,6 +35,12 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 	if hc.ShmSize == 0 {
 		hc.ShmSize = d.ShmSize
 	}
+	if hc.ShmSize < 0 {
+		return nil, fault.Invalid.Errorf("SHM size can not be less than 0")
+	}
+	if hc.OomScoreAdj < -1000 || hc.OomScoreAdj > 1000 {
+		return nil, fault.Invalid.Errorf("Invalid value %d, range for oom score adj is [-1000, 1000]", hc.OomScoreAdj)
+	}
 	if hc.Runtime == "" {
 		hc.Runtime = "runc"
 	}
@@ -274,7 +280,7 @@ func parseSignal(s string) (syscall.Signal, error) {
 
 // mustAbs cleans an absolute path of a container.
 func mustAbs(p string) (string, error) {
-	if !filepath.IsAbs(p) {
+	if !filepath.IsAbs(p) || strings.ContainsRune(p, 0) {
 		return "", fault.Invalid.Errorf("invalid mount path: '%s' mount path must be absolute", p)
 	}
 	c := filepath.Clean(p)
