@@ -111,7 +111,8 @@ func dial(ctx context.Context, t Target) (*ssh.Client, error) {
 }
 
 func probe(ctx context.Context, cl *ssh.Client, port int) (facts, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	// Login shells may do long things first: some wait a minute for locks.
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
 	text := fmt.Sprintf("PORT=%d\n%s", port, scripts.Probe)
 	out, err := cl.Output(ctx, "/bin/sh -s", strings.NewReader(text))

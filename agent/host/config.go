@@ -58,6 +58,10 @@ type pidRecord struct {
 	IP    string
 }
 
+// tombstone marks a removed machine until its folder is gone: a run that was
+// asked for before, by a command that has died since, must not revive it.
+func tombstone(dir string) string { return filepath.Join(dir, "host.removed") }
+
 func pidFile(dir string) string { return filepath.Join(dir, "host.pid") }
 
 func writePid(dir string, pid int, ip string) error {
@@ -120,11 +124,26 @@ func replace(path string, data []byte, mode os.FileMode) error {
 	return err
 }
 
-// lock takes an flock on path, waiting for it; release drops it.
+// lock takes an flock on path, waiting for it; release drops it. The folder
+// must be there.
 func lock(path string) (release func(), err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
+	for {
+		f, err := flock(path)
+		if err != nil {
+			return nil, err
+		}
+		// Who held it may have removed the file meanwhile: then what we hold
+		// is nobody's lock any more.
+		held, err1 := f.Stat()
+		now, err2 := os.Stat(path)
+		if err1 == nil && err2 == nil && os.SameFile(held, now) {
+			return func() { _ = f.Close() }, nil
+		}
+		_ = f.Close()
 	}
+}
+
+func flock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
@@ -139,7 +158,7 @@ func lock(path string) (release func(), err error) {
 		_ = f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	return func() { _ = f.Close() }, nil
+	return f, nil
 }
 
 // checkFS refuses a folder whose file system cannot be an overlay's upper one.

@@ -34,6 +34,9 @@ type card struct {
 // attach claims an address and makes bridge, forwarding and NAT. The claim
 // stays when the machine stops, so that it comes back with the same address.
 func attach(c Config, u *undo.Stack) (card, error) {
+	if err := os.MkdirAll(runDir, 0o755); err != nil {
+		return card{}, fault.Internal.Errorf("machine network: %w", err)
+	}
 	release, err := lock(filepath.Join(runDir, "lock"))
 	if err != nil {
 		return card{}, fault.Internal.Errorf("machine network: %w", err)
@@ -43,7 +46,7 @@ func attach(c Config, u *undo.Stack) (card, error) {
 	if err != nil {
 		return card{}, err
 	}
-	u.Add(func() error { return cleanNetwork() })
+	u.Add(func() error { return detach("") }) // nobody's claim, only the clean-up
 	ip, fresh, err := claim(pool, c.Dir, c.IP)
 	if err != nil {
 		return card{}, err

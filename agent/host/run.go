@@ -27,14 +27,15 @@ func Run(c Config) (st Status, err error) {
 	if os.Geteuid() != 0 {
 		return st, fault.Forbidden.Errorf("local machines need root: run the command with sudo")
 	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return st, fault.Internal.Errorf("machine folder: %w", err)
-	}
+	// The folder is the caller's: one that is gone is a machine that is gone.
 	release, err := lock(filepath.Join(c.Dir, "host.lock"))
 	if err != nil {
-		return st, err
+		return st, fault.NotFound.Errorf("machine folder: %w", err)
 	}
 	defer release()
+	if _, err := os.Stat(tombstone(c.Dir)); err == nil {
+		return st, fault.NotFound.Errorf("machine %s has been removed", c.Name)
+	}
 	if st := Look(c.Dir); st.Running {
 		return st, nil
 	}
@@ -234,14 +235,19 @@ func Remove(dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return detach(dir)
 	}
-	if err := Stop(dir, false); err != nil {
+	release, err := lock(filepath.Join(dir, "host.lock"))
+	if err != nil {
 		return err
 	}
-	if err := detach(dir); err != nil {
+	defer release()
+	if err := replace(tombstone(dir), nil, 0o600); err != nil {
+		return err
+	}
+	if err := errors.Join(stopLocked(dir, false), detach(dir)); err != nil {
 		return err
 	}
 	var errs []error
-	for _, d := range []string{"upper", "work", "data", "root", "tmp", "more", "host.pid", "host.log", "host.lock"} {
+	for _, d := range []string{"upper", "work", "data", "root", "tmp", "more", "host.pid", "host.log"} {
 		errs = append(errs, removeAll(filepath.Join(dir, d)))
 	}
 	return errors.Join(errs...)

@@ -146,14 +146,20 @@ func (s *session) finish(status uint32, sig string) {
 func (s *session) command(line string) *exec.Cmd {
 	cmd := exec.Command(s.user.shell)
 	cmd.Args = []string{filepath.Base(s.user.shell), "-c", line}
+	var level []string
 	if line == "" {
 		cmd.Args = []string{"-" + filepath.Base(s.user.shell)}
+	} else {
+		// Debian's bash reads ~/.bashrc for a command that comes by SSH,
+		// unless it is not the first shell. Here that file is the one of the
+		// computer's own root: slow at best, with effects at worst.
+		level = []string{"SHLVL=1"}
 	}
 	cmd.Dir = s.user.home
 	if fi, err := os.Stat(cmd.Dir); err != nil || !fi.IsDir() {
 		cmd.Dir = "/"
 	}
-	cmd.Env = append(s.user.env(), s.env...)
+	cmd.Env = append(append(s.user.env(), level...), s.env...)
 	remote, local := split(s.conn.RemoteAddr()), split(s.conn.LocalAddr())
 	cmd.Env = append(cmd.Env, "SSH_CONNECTION="+remote+" "+local, "SSH_CLIENT="+remote+" "+strings.TrimPrefix(local, strings.Fields(local + " ")[0]+" "))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.user.credential()}
