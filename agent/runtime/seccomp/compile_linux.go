@@ -184,9 +184,15 @@ func branch(k uint32, low, high []bpf.Instruction) []bpf.Instruction {
 
 // A rule is what one entry of a profile says of a call.
 type rule struct {
-	args []specs.LinuxSeccompArg
-	ret  uint32
+	args   []specs.LinuxSeccompArg
+	ret    uint32
+	narrow bool
 }
+
+// intArgs are calls whose arguments the kernel cuts to 32 bits before it looks
+// at them. Their conditions look at those only: an address family of 2^32+38
+// would pass for "greater than 40", and then be AF_ALG.
+var intArgs = map[string]bool{"socket": true, "socketpair": true}
 
 // A span is a range of numbers, from from to the next span, with one answer.
 type span struct {
@@ -218,7 +224,10 @@ func (a arch) tree(p *specs.LinuxSeccomp, def uint32) ([]bpf.Instruction, error)
 			if ret == def {
 				continue
 			}
-			rules[n] = append(rules[n], split(s.Args, ret)...)
+			for _, r := range split(s.Args, ret) {
+				r.narrow = intArgs[name]
+				rules[n] = append(rules[n], r)
+			}
 		}
 	}
 	spans, err := spansOf(rules, def)
@@ -243,11 +252,11 @@ func split(args []specs.LinuxSeccompArg, ret uint32) []rule {
 		multiple = multiple || seen[a.Index] > 1
 	}
 	if !multiple {
-		return []rule{{args, ret}}
+		return []rule{{args: args, ret: ret}}
 	}
 	var out []rule
 	for i := range args {
-		out = append(out, rule{args[i : i+1], ret})
+		out = append(out, rule{args: args[i : i+1], ret: ret})
 	}
 	return out
 }
@@ -317,6 +326,9 @@ func bodyOf(rules []rule, def uint32) ([]bpf.Instruction, error) {
 		block := ret(rules[i].ret)
 		for j := len(rules[i].args) - 1; j >= 0; j-- {
 			c, err := condition(rules[i].args[j], len(block))
+			if rules[i].narrow && err == nil {
+				c = lowWord(c)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -389,4 +401,15 @@ func condition(a specs.LinuxSeccompArg, rest int) ([]bpf.Instruction, error) {
 		return []bpf.Instruction{hi, and(vh), jump(bpf.JumpEqual, dh, 0, f+3), lo, and(vl), jump(bpf.JumpEqual, dl, 0, f)}, nil
 	}
 	return nil, fault.Invalid.Errorf("seccomp: unknown comparison %q", a.Op)
+}
+
+// lowWord leaves of a condition what concerns the low half: its last
+// instructions, from the last load on.
+func lowWord(c []bpf.Instruction) []bpf.Instruction {
+	for i := len(c) - 1; i > 0; i-- {
+		if _, ok := c[i].(bpf.LoadAbsolute); ok {
+			return c[i:]
+		}
+	}
+	return c
 }
