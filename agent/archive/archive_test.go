@@ -112,7 +112,7 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	for _, d := range []string{out, filepath.Join(in, "d"), filepath.Join(in, "run")} {
 		os.MkdirAll(d, 0o755)
 	}
-	os.WriteFile(filepath.Join(out, "secret"), []byte("secret"), 0o600)
+	os.WriteFile(filepath.Join(out, "secret"), []byte("HOST CANARY"), 0o600)
 	os.WriteFile(filepath.Join(in, "d", "secret"), []byte("inside"), 0o600)
 	os.Symlink(out, filepath.Join(in, "evil"))
 	os.MkdirAll(filepath.Join(in, "var"), 0o755)
@@ -132,7 +132,7 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 		Unpack(context.Background(), r, "/d", bytes.NewReader(b), UnpackOptions{})
 		var got bytes.Buffer
 		Pack(context.Background(), &got, r, "/d/", PackOptions{})
-		if bytes.Contains(got.Bytes(), []byte("secret\x00secret")) || strings.Contains(got.String(), "\x00secret\x00\x00") && strings.Contains(got.String(), "\nsecret") {
+		if bytes.Contains(got.Bytes(), []byte("HOST CANARY")) {
 			t.Fatal("the host's file came out")
 		}
 	}

@@ -18,7 +18,7 @@ import (
 
 // Limits of one archive. They are far above what real images hold.
 const (
-	maxSparse  = 64 << 30  // logical size of one sparse entry
+	maxSparse  = 64 << 30  // logical size of all sparse entries
 	maxEntries = 20 << 20  // entries in one archive
 	reserve    = 64 << 20  // bytes left free on the disk, so that rm and stop still work
 	checkEvery = 64 << 20  // bytes between looks at the free space
@@ -76,6 +76,7 @@ type unpacker struct {
 	hasLast bool
 	mtimes  []dirTime
 	written int64
+	sparse  int64 // logical bytes of sparse files
 	entries int
 }
 
@@ -368,8 +369,11 @@ func (u *unpacker) directory(dir int, base, name string, h *tar.Header) error {
 
 func (u *unpacker) file(dir int, base, name string, h *tar.Header, r io.Reader) error {
 	sparse := isSparse(h)
-	if sparse && h.Size > maxSparse {
-		return fault.Invalid.Errorf("sparse file of %d bytes is larger than %d", h.Size, int64(maxSparse))
+	if sparse {
+		if h.Size > maxSparse-u.sparse {
+			return fault.Invalid.Errorf("sparse files have more than %d bytes", int64(maxSparse))
+		}
+		u.sparse += h.Size
 	}
 	var fd int
 	err := u.create(dir, base, name, func() (err error) {

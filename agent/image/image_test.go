@@ -26,7 +26,7 @@ import (
 
 var bg = context.Background()
 
-func openAt(t *testing.T, dir string, src Registry) *Store {
+func openAt(t testing.TB, dir string, src Registry) *Store {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")

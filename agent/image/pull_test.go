@@ -27,7 +27,7 @@ import (
 	"machine/agent/registry/registrytest"
 )
 
-func client(t *testing.T) *registry.Client {
+func client(t testing.TB) *registry.Client {
 	t.Helper()
 	c, err := registry.New(registry.Options{CertsDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
