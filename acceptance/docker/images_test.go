@@ -54,6 +54,12 @@ func TestImagesRoundTrip(t *testing.T) {
 	equal(t, "same image", e.Run("images", "-q", "--no-trunc", name), id)
 	equal(t, "it runs", e.Run("run", "--rm", name, "echo", "hello"), "hello")
 	equal(t, "by digest", e.Run("run", "--rm", digest, "echo", "hello"), "hello")
+	e.Run("tag", name, reg+"/my/box:v2")
+	contains(t, "push all", e.Run("push", "-a", reg+"/my/box"), "v2: digest: sha256:")
+	e.Run("rmi", reg+"/my/box:v2")
+	contains(t, "pull all", e.Run("pull", "-a", reg+"/my/box"), "v2: Pulling from my/box")
+	equal(t, "tags", e.Run("images", "-q", reg+"/my/box:v2", "--no-trunc"), id)
+	contains(t, "login", e.Input("x", "login", "-u", "me", "--password-stdin", reg), "Login Succeeded")
 	e.Fails(1, "manifest for "+reg+"/my/box:none not found", "pull", reg+"/my/box:none")
 	if code, body := e.Do("GET", "/v1.50/distribution/"+name+"/json", ""); code != 200 || !strings.Contains(body, strings.TrimPrefix(digest, reg+"/my/box@")) || !strings.Contains(body, `"os":"linux"`) {
 		t.Errorf("distribution: %d %s", code, body)
