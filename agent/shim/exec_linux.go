@@ -66,7 +66,7 @@ func (t *task) Exec(ctx context.Context, m model.Process) (_ model.ExecProcess, 
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgExec, Proc: e.id, Flags: flags(in, out, out), Body: wire.Marshal(p)}, fds...)
 	closeAll(fds)
 	if err == nil && r.msg.Err != "" {
-		err = fault.Invalid.Errorf("OCI runtime exec failed: exec failed: unable to start container process: %s", r.msg.Err)
+		err = fault.Invalid.Errorf("%s", r.msg.Err)
 	}
 	if err != nil {
 		closeAll(r.fds)

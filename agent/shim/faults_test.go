@@ -135,6 +135,23 @@ func rss(pid int) (kb int) {
 	return kb
 }
 
+// A client that reads late still gets all, also when the container was removed
+// at once.
+func TestLateReader(t *testing.T) {
+	b := newBench(t)
+	k := b.create(b.bundle("seq", "1", "900000"))
+	s, err := k.Attach(model.AttachOptions{Stdout: true, Stderr: true})
+	must(t, err)
+	defer s.Close()
+	must(t, k.Start(ctxOf(t)))
+	await(t, k)
+	must(t, k.Delete(ctxOf(t)))
+	time.Sleep(100 * time.Millisecond)
+	if out, _ := collect(s)(); !strings.HasSuffix(out, "\n900000\n") {
+		t.Errorf("got %d bytes", len(out))
+	}
+}
+
 // F42: a gigabyte without a newline is split, and takes no memory.
 func TestF42NoNewline(t *testing.T) {
 	if testing.Short() {

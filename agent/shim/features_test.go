@@ -61,6 +61,20 @@ func TestTmpfs(t *testing.T) {
 	}
 }
 
+// A tmpfs where the image has nothing is for everybody; else it is as the
+// directory that it covers.
+func TestTmpfsMode(t *testing.T) {
+	b := newBench(t)
+	b.write("there/x", "", 0o644)
+	got := b.sh(`stat -c %a /new /there`, func(bu *model.Bundle) {
+		bu.Spec.Mounts = append(bu.Spec.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/new"},
+			specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/there"})
+	})
+	if got != "1777\n755" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestReadonlyRoot(t *testing.T) {
 	b := newBench(t)
 	got := b.sh(`touch /x || echo denied; touch /dev/shm/x && echo fine`, func(bu *model.Bundle) { bu.Rootfs.Readonly = true })

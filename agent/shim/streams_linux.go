@@ -15,10 +15,7 @@ import (
 )
 
 // An output is the reading end of a process's output.
-type output struct {
-	f     *os.File
-	ended chan struct{} // closed when the process has ended; nil: the writer closes
-}
+type output struct{ f *os.File }
 
 // Read implements [io.Reader]. A pipe that something else still holds open
 // after the process has ended is at its end when it is empty.
@@ -121,7 +118,7 @@ func flags(in, out, errs bool) (n uint32) {
 func (t *task) Attach(o model.AttachOptions) (*model.Streams, error) {
 	wantErr := o.Stderr && !t.meta.TTY
 	wantOut := o.Stdout || o.Stderr && t.meta.TTY
-	st, fds, outs, err := pipes(o.Stdin, wantOut, wantErr)
+	st, fds, _, err := pipes(o.Stdin, wantOut, wantErr)
 	if err != nil {
 		return nil, err
 	}
@@ -137,27 +134,5 @@ func (t *task) Attach(o model.AttachOptions) (*model.Streams, error) {
 		st.Close()
 		return nil, err
 	}
-	t.mu.Lock()
-	for _, o := range outs {
-		t.streams[o] = true
-	}
-	t.mu.Unlock()
-	inner := st.Close
-	st.Close = func() error {
-		t.mu.Lock()
-		for _, o := range outs {
-			delete(t.streams, o)
-		}
-		t.mu.Unlock()
-		return inner()
-	}
 	return st, nil
-}
-
-func (t *task) endStreams() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for o := range t.streams {
-		o.end()
-	}
 }

@@ -32,18 +32,16 @@ type task struct {
 	pid    int
 	pidfd  *os.File // of the container's init; nil for an ended task
 
-	mu       sync.Mutex
-	execs    map[uint32]*execProcess
-	streams  map[*output]bool // open outputs, to be ended when the shim is gone
-	deleting bool
-	exit     model.ExitStatus
-	done     chan struct{}
-	work     sync.WaitGroup // compressions
+	mu    sync.Mutex
+	execs map[uint32]*execProcess
+	exit  model.ExitStatus
+	done  chan struct{}
+	work  sync.WaitGroup // compressions
 }
 
 func newTask(s *Shim, id, dir string, m *meta, g *cgroup.Group) *task {
 	return &task{s: s, id: id, dir: dir, meta: m, group: g,
-		execs: map[uint32]*execProcess{}, streams: map[*output]bool{}, done: make(chan struct{})}
+		execs: map[uint32]*execProcess{}, done: make(chan struct{})}
 }
 
 func resources(b *model.Bundle) *specs.LinuxResources {
@@ -308,11 +306,9 @@ func (t *task) Root() (*os.File, error) {
 	return f, nil
 }
 
-// Delete implements [model.Task].
+// Delete implements [model.Task]. Clients that have not read all output yet
+// still get it: the shim stays, unseen, until they have or are gone.
 func (t *task) Delete(ctx context.Context) error {
-	t.mu.Lock()
-	t.deleting = true
-	t.mu.Unlock()
 	if !t.ended() {
 		_ = t.group.Thaw()
 		_ = t.Kill(unix.SIGKILL)
@@ -331,7 +327,6 @@ func (t *task) Delete(ctx context.Context) error {
 			<-t.client.done
 		}
 	}
-	t.endStreams()
 	t.work.Wait()
 	err := t.group.Delete(ctx)
 	t.closeFiles()

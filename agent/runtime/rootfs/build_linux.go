@@ -94,6 +94,10 @@ func (t Tree) mount(m *wire.Mount) error {
 	case wire.MountCgroup:
 		return t.cgroup(m)
 	}
+	before, missing := t.openIn(m.Dest, unix.O_PATH, 0)
+	if missing == nil {
+		unix.Close(before)
+	}
 	target, err := t.target(m, false)
 	if err != nil {
 		return err
@@ -109,8 +113,8 @@ func (t Tree) mount(m *wire.Mount) error {
 			return wire.Fail("copy what the image has there", err)
 		}
 	}
-	if m.Type == "tmpfs" && !hasMode(m.Data) {
-		var st unix.Stat_t // as the directory below
+	if m.Type == "tmpfs" && missing == nil && !hasMode(m.Data) {
+		var st unix.Stat_t // as the directory that the image has there
 		if unix.Fstat(target, &st) == nil {
 			if f, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
 				_ = unix.Fchmod(f, st.Mode&0o7777)

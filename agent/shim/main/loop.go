@@ -113,7 +113,7 @@ func (s *shim) finished() bool {
 		return len(s.conns) == 0
 	}
 	if s.shutdown {
-		return true
+		return s.stdio.flushed()
 	}
 	return s.recorded && s.execs == 0 && s.stdio.flushed()
 }
@@ -263,6 +263,9 @@ func (s *shim) handle(fd int, m *wire.Message, fds []int) {
 			return // its exit comes first; the agent asks again
 		}
 		s.shutdown = true
+		for c := range s.conns {
+			s.drop(c)
+		}
 	default:
 		closeAll(fds)
 	}
