@@ -142,7 +142,19 @@ func removeCgroups(id string) error {
 	return errors.Join(errs...)
 }
 
-// leave moves this process out of dir, if Run failed after it went in.
+// leaveCgroups moves this process to the roots of the hierarchies. What fails
+// is told by what comes after.
+func leaveCgroups(id string) {
+	hs, err := ownHierarchies()
+	if err != nil {
+		return
+	}
+	for _, h := range hs {
+		leave(h.dir, filepath.Join(h.dir, "machine", id))
+	}
+}
+
+// leave moves this process out of dir, if it is there.
 func leave(root, dir string) {
 	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {

@@ -119,6 +119,9 @@ func startInit(dir string, boot bootConfig, u *undo.Stack) (int, error) {
 	}
 	pid := cmd.Process.Pid
 	u.Add(func() error { _ = cmd.Process.Kill(); _ = cmd.Wait(); return os.RemoveAll(pidFile(dir)) })
+	// Out of the machine's groups again: a v2 group with a process in it
+	// cannot hand controllers on, and init is about to.
+	leaveCgroups(id(dir))
 	if err := writePid(dir, pid, boot.IP); err != nil {
 		return 0, fault.Internal.Errorf("start machine %s: %w", boot.Name, err)
 	}

@@ -38,54 +38,16 @@ func main() {
 }
 
 func serve(args []string) error {
-	opts := map[string]string{}
-	var hosts []string
-	for i := 0; i < len(args); i++ {
-		k, v, ok := strings.Cut(strings.TrimPrefix(args[i], "--"), "=")
-		if k == "tlsverify" {
-			continue
-		}
-		if !ok && i+1 < len(args) {
-			i++
-			v = args[i]
-		}
-		if k == "host" {
-			hosts = append(hosts, v)
-		}
-		opts[k] = v
+	hosts, opts := parse(args)
+	conf, load, err := serverTLS(opts)
+	if err != nil {
+		return err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("OK")) })
 	mux.HandleFunc("/version", func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"Version": version, "ApiVersion": "1.51", "Pid": os.Getpid()})
 	})
-	ca, err := os.ReadFile(opts["tlscacert"])
-	if err != nil {
-		return err
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
-	var mu sync.Mutex
-	var cert tls.Certificate
-	load := func() error {
-		c, err := tls.LoadX509KeyPair(opts["tlscert"], opts["tlskey"])
-		if err == nil {
-			mu.Lock()
-			cert = c
-			mu.Unlock()
-		}
-		return err
-	}
-	if err := load(); err != nil {
-		return err
-	}
-	conf := &tls.Config{ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			c := cert
-			return &c, nil
-		}}
 	for _, h := range hosts {
 		network, addr, _ := strings.Cut(h, "://")
 		if network == "unix" {
@@ -111,4 +73,53 @@ func serve(args []string) error {
 		}
 	}
 	return nil
+}
+
+// parse reads dockerd's flags; all but --tlsverify have a value.
+func parse(args []string) (hosts []string, opts map[string]string) {
+	opts = map[string]string{}
+	for i := 0; i < len(args); i++ {
+		k, v, ok := strings.Cut(strings.TrimPrefix(args[i], "--"), "=")
+		if k == "tlsverify" {
+			continue
+		}
+		if !ok && i+1 < len(args) {
+			i++
+			v = args[i]
+		}
+		if k == "host" {
+			hosts = append(hosts, v)
+		}
+		opts[k] = v
+	}
+	return hosts, opts
+}
+
+// serverTLS asks clients for a certificate; load reads the server's anew.
+func serverTLS(opts map[string]string) (conf *tls.Config, load func() error, err error) {
+	ca, err := os.ReadFile(opts["tlscacert"])
+	if err != nil {
+		return nil, nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	var mu sync.Mutex
+	var cert tls.Certificate
+	load = func() error {
+		c, err := tls.LoadX509KeyPair(opts["tlscert"], opts["tlskey"])
+		if err == nil {
+			mu.Lock()
+			cert = c
+			mu.Unlock()
+		}
+		return err
+	}
+	conf = &tls.Config{ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			c := cert
+			return &c, nil
+		}}
+	return conf, load, load()
 }

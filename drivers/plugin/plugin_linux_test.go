@@ -1,13 +1,17 @@
 package plugin
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -172,5 +176,59 @@ func TestNoTokenNoService(t *testing.T) {
 	t.Setenv(tokenVar, "")
 	if err := Serve(context.Background(), fakeKind(), os.Stdout, nil); err == nil || errors.Is(err, context.Canceled) {
 		t.Errorf("served without token: %v", err)
+	}
+}
+
+// TestS47OtherUser: another user's process gets neither configuration nor calls.
+func TestS47OtherUser(t *testing.T) {
+	if addr := os.Getenv("PLUGIN_TEST_DIAL"); addr != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		c, err := dialHTTP(ctx, addr)
+		if err != nil {
+			os.Exit(7) // turned away
+		}
+		var v int
+		if c.Call(service+".GetVersion", struct{}{}, &v) == nil {
+			os.Exit(0)
+		}
+		os.Exit(7)
+	}
+	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
+		t.Skip("needs root, to be somebody else")
+	}
+	cmd := exec.Command(install(t))
+	cmd.Env = append(os.Environ(), tokenVar+"="+tokenValue)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The test binary may lie where others cannot read: go there by copy.
+	bin := filepath.Join("/var/tmp", fmt.Sprintf("plugin-test-%d", os.Getpid()))
+	data, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(bin, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.Remove(bin) }()
+	for uid, want := range map[uint32]int{0: 0, 65534: 7} {
+		c := exec.Command(bin, "-test.run=TestS47OtherUser$")
+		c.Dir = "/"
+		c.Env = []string{"PLUGIN_TEST_DIAL=" + strings.TrimSpace(line)}
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		_ = c.Run()
+		if got := c.ProcessState.ExitCode(); got != want {
+			t.Errorf("user %d: exit %d, want %d", uid, got, want)
+		}
 	}
 }
