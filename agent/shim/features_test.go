@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/model"
+	"machine/agent/runtime/cgroup"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -328,6 +329,45 @@ func TestCgroupNamespace(t *testing.T) {
 	})
 	if !strings.HasSuffix(got, ":/") {
 		t.Errorf("got %q", got)
+	}
+}
+
+// What version 2 does without controllers: joining, freezing, killing, device
+// rules, namespaces.
+func TestCgroupV2(t *testing.T) {
+	b := newBench(t)
+	const root = "/sys/fs/cgroup/unified"
+	if _, err := os.Stat(root + "/cgroup.procs"); err != nil {
+		t.Skip("no version 2 hierarchy")
+	}
+	b.s.cgroups = cgroup.Unified(root)
+	bu := b.bundle("sh", "-c", "grep 0:: /proc/self/cgroup; ls /sys/fs/cgroup/cgroup.procs; mknod /tmp/mem c 1 1; head -c 1 /tmp/mem 2>&1; head -c 1 /dev/zero | wc -c; sleep 1000")
+	bu.Spec.Linux.Resources = &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
+	bu.Spec.Linux.Namespaces = append(bu.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	k := b.create(bu)
+	s, err := k.Attach(model.AttachOptions{Stdout: true, Stderr: true})
+	must(t, err)
+	defer s.Close()
+	wait := collect(s)
+	must(t, k.Start(ctxOf(t)))
+	out, _, _ := execIn(t, k, model.Process{Args: []string{"grep", "0::", "/proc/self/cgroup"}})
+	if out != "0::/\n" {
+		t.Errorf("exec: got %q", out)
+	}
+	must(t, k.Pause())
+	must(t, k.Resume())
+	if pids, err := k.Pids(); err != nil || len(pids) == 0 {
+		t.Errorf("pids %v %v", pids, err)
+	}
+	if st, err := k.Stats(); err != nil || !st.CgroupV2 || st.CPUTotal == 0 {
+		t.Errorf("stats %+v %v", st, err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	must(t, k.Delete(ctxOf(t)))
+	out, errs := wait()
+	want := "0::/\n/sys/fs/cgroup/cgroup.procs\nhead: /tmp/mem: Operation not permitted\n1\n"
+	if out != want {
+		t.Errorf("got %q %q, want %q", out, errs, want)
 	}
 }
 

@@ -129,7 +129,7 @@ func (b *bench) rootfs() {
 	}
 	b.write("bin/busybox", string(bb), 0o755)
 	for _, n := range []string{"sh", "true", "false", "cat", "echo", "sleep", "id", "ls", "mount", "stat", "dd", "ps", "kill", "printf",
-		"seq", "tty", "stty", "hostname", "readlink", "grep", "head", "wc", "mkdir", "touch", "unshare", "env", "pwd", "yes", "ulimit", "test", "nc", "umount", "chmod", "tail"} {
+		"seq", "tty", "stty", "hostname", "readlink", "grep", "head", "wc", "mkdir", "touch", "unshare", "env", "pwd", "yes", "ulimit", "test", "nc", "umount", "chmod", "tail", "mknod"} {
 		if err := os.Link(filepath.Join(b.lower(), "bin/busybox"), filepath.Join(b.lower(), "bin", n)); err != nil {
 			b.t.Fatal(err)
 		}

@@ -55,6 +55,10 @@ func Detect() (*Host, error) {
 	return h, nil
 }
 
+// Unified is the version 2 hierarchy that is mounted at root, also on a host
+// whose controllers are with version 1.
+func Unified(root string) *Host { return &Host{V2: true, root: root} }
+
 // mount takes one line of mountinfo(5).
 func (h *Host) mount(line string) {
 	left, right, ok := strings.Cut(line, " - ")

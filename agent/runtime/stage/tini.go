@@ -3,7 +3,7 @@
 package stage
 
 import (
-	_ "unsafe" // for linkname
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +23,8 @@ func IsTini(args, env []string) bool {
 // signals on to it, reaps whatever is orphaned, and exits as the program did.
 // It does not return.
 func Tini(args, env []string) {
+	name := []byte("docker-init\x00")
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	catch()
 	x, err := fork.NewExec(args[2], args[3:], env[1:])
 	if err != nil {
