@@ -38,7 +38,7 @@ type Store struct {
 // Open opens the store in dir, made (0700) when absent. Partial blobs nobody
 // has touched for a week are dropped.
 func Open(dir string) (*Store, error) {
-	for _, d := range []string{dir, filepath.Join(dir, "partial")} {
+	for _, d := range []string{dir, filepath.Join(dir, "partial"), filepath.Join(dir, "sha256")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open blobs: %w", err)
 		}

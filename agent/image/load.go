@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -146,10 +147,19 @@ func looksLikeLayer(b []byte) bool {
 			return true
 		}
 	}
-	if len(b) < 512 {
-		return false
+	return len(b) >= 512 && (isTar(b[:512]) || bytes.Count(b[:512], []byte{0}) == 512)
+}
+
+// isTar tells by its checksum whether b is a tar header of any kind.
+func isTar(b []byte) bool {
+	sum := 8 * int(' ')
+	for i, c := range b {
+		if i < 148 || i >= 156 {
+			sum += int(c)
+		}
 	}
-	return bytes.Equal(b[257:262], []byte("ustar")) || bytes.Count(b, []byte{0}) == 512
+	want, err := strconv.ParseInt(strings.Trim(string(b[148:156]), " \x00"), 8, 32)
+	return err == nil && int(want) == sum
 }
 
 // known tells whether name is that of a layer which is here already, by its

@@ -159,9 +159,16 @@ func TestPushPull(t *testing.T) {
 	}
 }
 
+// bigBlob makes a fault that applies to the layer, not to small things.
+func bigBlob(r *registrytest.Registry, f func(w http.ResponseWriter, q *http.Request, b []byte) bool) {
+	r.SetFault(func(w http.ResponseWriter, q *http.Request) bool {
+		b := r.Blobs[digest.Digest(q.URL.Path[strings.LastIndex(q.URL.Path, "/")+1:])]
+		return len(b) > 1<<20 && f(w, q, b)
+	})
+}
+
 // TestF35PullResumes: a pull that was cut short goes on where it was, also
-// after a restart; a damaged beginning is thrown away; a registry that lies
-// about content leaves nothing.
+// after a restart.
 func TestF35PullResumes(t *testing.T) {
 	r := registrytest.New(t, false)
 	r.Image(t, "x", "1", lay(t, "big", noise(4<<20, 2)))
@@ -169,25 +176,21 @@ func TestF35PullResumes(t *testing.T) {
 	s := openAt(t, dir, client(t))
 	ctx, cancel := context.WithCancel(bg)
 	var sent atomic.Int64
-	r.SetFault(func(w http.ResponseWriter, q *http.Request) bool {
-		d := digest.Digest(q.URL.Path[strings.LastIndex(q.URL.Path, "/")+1:])
-		if b := r.Blobs[d]; len(b) > 1<<20 {
-			w.Header().Set("Content-Length", fmt.Sprint(len(b)))
-			w.Write(b[:3<<20])
-			w.(http.Flusher).Flush()
-			for range 200 { // until it has arrived
-				if p, _ := filepath.Glob(filepath.Join(dir, "blobs", "partial", "sha256-*")); len(p) == 1 {
-					if st, err := os.Stat(p[0]); err == nil && st.Size() >= 2<<20 {
-						break
-					}
+	bigBlob(r, func(w http.ResponseWriter, q *http.Request, b []byte) bool {
+		w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+		w.Write(b[:3<<20])
+		w.(http.Flusher).Flush()
+		for range 2000 { // until it has arrived
+			if p, _ := filepath.Glob(filepath.Join(dir, "blobs", "partial", "sha256-*")); len(p) == 1 {
+				if st, err := os.Stat(p[0]); err == nil && st.Size() >= 2<<20 {
+					break
 				}
-				time.Sleep(10 * time.Millisecond)
 			}
-			cancel()
-			<-q.Context().Done()
-			return true
+			time.Sleep(10 * time.Millisecond)
 		}
-		return false
+		cancel()
+		<-q.Context().Done()
+		return true
 	})
 	if _, err := s.Pull(ctx, r.Host+"/x:1", "", model.RegistryAuth{}, model.Nothing); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
@@ -204,27 +207,28 @@ func TestF35PullResumes(t *testing.T) {
 	if sent.Load() < 2<<20 {
 		t.Errorf("the second pull began at byte %d", sent.Load())
 	}
-	// A damaged beginning.
+}
+
+// TestF35PullDamaged: a damaged beginning is thrown away; a registry that lies
+// about content leaves nothing.
+func TestF35PullDamaged(t *testing.T) {
+	r := registrytest.New(t, false)
+	r.Image(t, "x", "1", lay(t, "big", noise(4<<20, 2)))
 	m := r.Manifests["x:1"]
 	man, _ := oci.ParseManifest(m.Body, m.Type)
-	dir = t.TempDir()
-	s = openAt(t, dir, client(t))
+	dir := t.TempDir()
+	s := openAt(t, dir, client(t))
 	part := filepath.Join(dir, "blobs", "partial", "sha256-"+man.Layers[0].Digest.Encoded())
 	os.WriteFile(part, bytes.Repeat([]byte("damage"), 1000), 0o600)
 	pulled(t, s, r.Host+"/x:1")
 	// Wrong bytes of the right length.
-	r.SetFault(func(w http.ResponseWriter, q *http.Request) bool {
-		d := digest.Digest(q.URL.Path[strings.LastIndex(q.URL.Path, "/")+1:])
-		if b := r.Blobs[d]; len(b) > 1<<20 {
-			bad := bytes.Clone(b)
-			bad[len(bad)/2] ^= 1
-			w.Write(bad)
-			return true
-		}
-		return false
+	bigBlob(r, func(w http.ResponseWriter, q *http.Request, b []byte) bool {
+		bad := bytes.Clone(b)
+		bad[len(bad)/2] ^= 1
+		w.Write(bad)
+		return true
 	})
-	dir = t.TempDir()
-	s = openAt(t, dir, client(t))
+	s = openAt(t, t.TempDir(), client(t))
 	if _, err := s.Pull(bg, r.Host+"/x:1", "", model.RegistryAuth{}, model.Nothing); !fault.Is(err, fault.Invalid) {
 		t.Errorf("corrupt: %v", err)
 	}

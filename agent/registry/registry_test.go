@@ -89,12 +89,11 @@ func TestPushBlob(t *testing.T) {
 	}
 }
 
-// TestS32Credentials: credentials are for the registry and its own token
-// server only.
-func TestS32Credentials(t *testing.T) {
+// elsewhere is another host, which must not see credentials.
+func elsewhere(t *testing.T) (*registrytest.Registry, func()) {
 	other := registrytest.New(t, false)
 	other.Token = "from-elsewhere"
-	canary := func(t *testing.T) {
+	return other, func() {
 		t.Helper()
 		for _, q := range other.Seen() {
 			if a := q.Header.Get("Authorization"); a != "" || strings.Contains(q.URL.String(), "canary") {
@@ -102,77 +101,87 @@ func TestS32Credentials(t *testing.T) {
 			}
 		}
 	}
-	t.Run("realm elsewhere", func(t *testing.T) {
-		r := registrytest.New(t, false)
-		r.Image(t, "x", "1", []byte("l"))
-		r.Token, r.TokenRealm = "from-elsewhere", other.URL+"/token"
-		c := client(t, Options{})
-		if _, _, err := c.Manifest(bg, r.Host+"/x:1", user); err != nil {
-			t.Error(err)
+}
+
+// The tests of S32: credentials are for the registry and its own token server
+// only.
+
+func TestS32RealmElsewhere(t *testing.T) {
+	other, check := elsewhere(t)
+	r := registrytest.New(t, false)
+	r.Image(t, "x", "1", []byte("l"))
+	r.Token, r.TokenRealm = "from-elsewhere", other.URL+"/token"
+	c := client(t, Options{})
+	if _, _, err := c.Manifest(bg, r.Host+"/x:1", user); err != nil {
+		t.Error(err)
+	}
+	if len(other.Seen()) == 0 {
+		t.Error("the token server was not asked at all")
+	}
+	check()
+}
+
+func TestS32RealmOverHTTP(t *testing.T) {
+	r := registrytest.New(t, true)
+	r.Token, r.TokenRealm = "t", "http://198.51.100.1/token"
+	if _, _, err := client(t, Options{}).Manifest(bg, r.Host+"/x:1", user); !fault.Is(err, fault.Forbidden) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestS32RedirectElsewhere(t *testing.T) {
+	other, check := elsewhere(t)
+	r := registrytest.New(t, false)
+	r.User, r.Password = user.Username, user.Password
+	d := other.Blob([]byte("hello"), "")
+	other.Token = ""
+	r.Fault = func(w http.ResponseWriter, q *http.Request) bool {
+		if strings.Contains(q.URL.Path, "/blobs/") && q.Header.Get("Authorization") != "" {
+			http.Redirect(w, q, other.URL+"/v2/y/blobs/"+d.Digest.String(), http.StatusTemporaryRedirect)
+			return true
 		}
-		if len(other.Seen()) == 0 {
-			t.Error("the token server was not asked at all")
+		return false
+	}
+	rd, err := client(t, Options{}).Blob(bg, r.Host+"/x:1", d, 0, user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rd.Close()
+	if b, err := io.ReadAll(rd); err != nil || string(b) != "hello" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	check()
+}
+
+func TestS32Mirror(t *testing.T) {
+	mirror := registrytest.New(t, false)
+	mirror.User = "somebody"
+	c := client(t, Options{Mirrors: []string{mirror.URL}})
+	ctx, cancel := context.WithTimeout(bg, 3*time.Second)
+	defer cancel()
+	c.hosts[fmt.Sprint(hubEndpoint, false)] = &http.Client{Transport: refuse{}} // the hub is not there
+	c.Manifest(ctx, "busybox", user)
+	for _, q := range mirror.Seen() {
+		if q.Header.Get("Authorization") != "" {
+			t.Error("a mirror got the hub's credentials")
 		}
-		canary(t)
-	})
-	t.Run("realm over plain http", func(t *testing.T) {
-		r := registrytest.New(t, true)
-		r.Token, r.TokenRealm = "t", "http://198.51.100.1/token"
-		if _, _, err := client(t, Options{}).Manifest(bg, r.Host+"/x:1", user); !fault.Is(err, fault.Forbidden) {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("redirect elsewhere", func(t *testing.T) {
-		r := registrytest.New(t, false)
-		r.User, r.Password = user.Username, user.Password
-		d := other.Blob([]byte("hello"), "")
-		other.Token = ""
-		r.Fault = func(w http.ResponseWriter, q *http.Request) bool {
-			if strings.Contains(q.URL.Path, "/blobs/") && q.Header.Get("Authorization") != "" {
-				http.Redirect(w, q, other.URL+"/v2/y/blobs/"+d.Digest.String(), http.StatusTemporaryRedirect)
-				return true
-			}
-			return false
-		}
-		rd, err := client(t, Options{}).Blob(bg, r.Host+"/x:1", d, 0, user)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rd.Close()
-		if b, err := io.ReadAll(rd); err != nil || string(b) != "hello" {
-			t.Errorf("got %q, %v", b, err)
-		}
-		canary(t)
-	})
-	t.Run("mirror", func(t *testing.T) {
-		mirror := registrytest.New(t, false)
-		mirror.User = "somebody"
-		c := client(t, Options{Mirrors: []string{mirror.URL}})
-		ctx, cancel := context.WithTimeout(bg, 3*time.Second)
-		defer cancel()
-		c.hosts[fmt.Sprint(hubEndpoint, false)] = &http.Client{Transport: refuse{}} // the hub is not there
-		c.Manifest(ctx, "busybox", user)
-		for _, q := range mirror.Seen() {
-			if q.Header.Get("Authorization") != "" {
-				t.Error("a mirror got the hub's credentials")
-			}
-		}
-		if len(mirror.Seen()) == 0 {
-			t.Error("the mirror was not asked")
-		}
-	})
-	t.Run("no fall-back to http", func(t *testing.T) {
-		c := client(t, Options{})
-		list := c.endpoints(bg, "registry.example.com", false)
-		if len(list) != 1 || list[0].base.Scheme != "https" || list[0].insecure {
-			t.Errorf("got %+v", list)
-		}
-		r := httptest.NewRequest("GET", "http://registry.example.com/x", nil)
-		via := httptest.NewRequest("GET", "https://registry.example.com/x", nil)
-		if err := checkRedirect(r, []*http.Request{via}); err == nil {
-			t.Error("a redirect to plain http was followed")
-		}
-	})
+	}
+	if len(mirror.Seen()) == 0 {
+		t.Error("the mirror was not asked")
+	}
+}
+
+func TestS32NoHTTP(t *testing.T) {
+	c := client(t, Options{})
+	list := c.endpoints(bg, "registry.example.com", false)
+	if len(list) != 1 || list[0].base.Scheme != "https" || list[0].insecure {
+		t.Errorf("got %+v", list)
+	}
+	r := httptest.NewRequest("GET", "http://registry.example.com/x", nil)
+	via := httptest.NewRequest("GET", "https://registry.example.com/x", nil)
+	if err := checkRedirect(r, []*http.Request{via}); err == nil {
+		t.Error("a redirect to plain http was followed")
+	}
 }
 
 type refuse struct{}
@@ -273,42 +282,46 @@ func TestS26Manifests(t *testing.T) {
 	}
 }
 
-// TestF35Registry: whatever a registry does on the way of a blob, the bytes
-// come whole or there is an error, after a bounded number of tries.
-func TestF35Registry(t *testing.T) {
-	data := bytes.Repeat([]byte("0123456789"), 50_000)
-	get := func(t *testing.T, fault func(n int, w http.ResponseWriter, q *http.Request) bool) ([]byte, int, error) {
-		t.Helper()
-		r := registrytest.New(t, false)
-		d := r.Blob(data, "")
-		n := 0
-		r.Fault = func(w http.ResponseWriter, q *http.Request) bool { n++; return fault(n, w, q) }
-		rd, err := client(t, Options{}).Blob(bg, r.Host+"/x:1", d, 0, model.RegistryAuth{})
-		if err != nil {
-			return nil, n, err
-		}
-		defer rd.Close()
-		b, err := io.ReadAll(rd)
-		return b, n, err
+var data = bytes.Repeat([]byte("0123456789"), 50_000)
+
+// misbehave answers the nth request, or not.
+type misbehave func(n int, w http.ResponseWriter, q *http.Request) bool
+
+// get fetches data from a registry that misbehaves.
+func get(t *testing.T, f misbehave) (b []byte, n int, err error) {
+	t.Helper()
+	r := registrytest.New(t, false)
+	d := r.Blob(data, "")
+	r.Fault = func(w http.ResponseWriter, q *http.Request) bool { n++; return f(n, w, q) }
+	rd, err := client(t, Options{}).Blob(bg, r.Host+"/x:1", d, 0, model.RegistryAuth{})
+	if err != nil {
+		return nil, n, err
 	}
-	cut := func(w http.ResponseWriter, from, n int) {
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)-from))
-		if from > 0 {
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
-			w.WriteHeader(http.StatusPartialContent)
-		}
-		w.Write(data[from : from+n])
-		w.(http.Flusher).Flush()
-		panic(http.ErrAbortHandler)
+	defer rd.Close()
+	b, err = io.ReadAll(rd)
+	return b, n, err
+}
+
+// cut sends n bytes from from on, promises all, and hangs up.
+func cut(w http.ResponseWriter, from, n int) {
+	w.Header().Set("Content-Length", fmt.Sprint(len(data)-from))
+	if from > 0 {
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
+		w.WriteHeader(http.StatusPartialContent)
 	}
-	good := map[string]func(n int, w http.ResponseWriter, q *http.Request) bool{
-		"cut twice": func(n int, w http.ResponseWriter, q *http.Request) bool {
+	w.Write(data[from : from+n])
+	w.(http.Flusher).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// TestF35RegistryFails: a blob comes whole from a registry that fails now and
+// then.
+func TestF35RegistryFails(t *testing.T) {
+	for name, f := range map[string]misbehave{
+		"cut": func(n int, w http.ResponseWriter, q *http.Request) bool {
 			var from int
 			fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-", &from)
-			if n <= 2 { // https is tried first at a loopback address
-				return false
-			}
-			if n <= 5 {
+			if n <= 4 {
 				cut(w, from, 1000)
 			}
 			return false
@@ -327,13 +340,17 @@ func TestF35Registry(t *testing.T) {
 			}
 			return false
 		},
-	}
-	for name, f := range good {
-		if b, n, err := get(t, f); err != nil || !bytes.Equal(b, data) {
+	} {
+		if b, n, err := get(t, f); err != nil || !bytes.Equal(b, data) || n < 2 {
 			t.Errorf("%s: %d bytes after %d requests, %v", name, len(b), n, err)
 		}
 	}
-	bad := map[string]func(n int, w http.ResponseWriter, q *http.Request) bool{
+}
+
+// TestF35RegistryLies: from a registry that never gives the blob comes an
+// error, after a bounded number of requests.
+func TestF35RegistryLies(t *testing.T) {
+	for name, f := range map[string]misbehave{
 		"redirect loop": func(n int, w http.ResponseWriter, q *http.Request) bool {
 			http.Redirect(w, q, q.URL.String(), http.StatusFound)
 			return true
@@ -352,8 +369,7 @@ func TestF35Registry(t *testing.T) {
 			w.WriteHeader(http.StatusPartialContent)
 			return true
 		},
-	}
-	for name, f := range bad {
+	} {
 		if b, n, err := get(t, f); err == nil || n > 40 {
 			t.Errorf("%s: %d bytes after %d requests, %v", name, len(b), n, err)
 		}

@@ -30,6 +30,7 @@ type staged struct {
 	diff digest.Digest
 	info archive.LayerInfo
 	tar  int64
+	seen int // failed syncs when it began
 	used atomic.Bool
 }
 
@@ -52,7 +53,7 @@ func (s *Store) Stage(ctx context.Context, r io.Reader) (_ model.StagedLayer, er
 	if err != nil {
 		return nil, fmt.Errorf("unpack layer: %w", noSpace(err))
 	}
-	g := &staged{s: s, dir: dir}
+	g := &staged{s: s, dir: dir, seen: s.sync.failures()}
 	defer func() {
 		if err != nil {
 			g.Discard()
@@ -173,6 +174,11 @@ func (s *Store) Commit(ctx context.Context, parent digest.Digest, list []model.S
 	}
 	if err := s.sync.all(); err != nil {
 		return nil, fmt.Errorf("commit layer: write to disk: %w", noSpace(err))
+	}
+	for _, l := range list {
+		if l.(*staged).seen != s.sync.failures() {
+			return nil, fmt.Errorf("commit layer: write to disk: %w", unix.EIO)
+		}
 	}
 	return s.place(parent, list, imgs)
 }
@@ -359,23 +365,38 @@ func (g *generator) Close() error {
 
 // A syncer writes the file system to disk. While layers arrive it lets the
 // disk work in the background, so that the last wait is short.
+//
+// The kernel tells each descriptor of a failed write once. So there is one
+// descriptor, and failures are counted: a layer is on disk only if there was
+// none between its first byte and the end of the sync behind its last.
 type syncer struct {
-	dir string
+	f     *os.File
+	mu    sync.Mutex
+	fails int
 }
 
 const flushEvery = 192 << 20
 
+// all waits for the disk.
 func (y *syncer) all() error {
-	f, err := os.Open(y.dir)
-	if err != nil {
+	for {
+		err := unix.Syncfs(int(y.f.Fd()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			y.mu.Lock()
+			y.fails++
+			y.mu.Unlock()
+		}
 		return err
 	}
-	defer f.Close()
-	for {
-		if err := unix.Syncfs(int(f.Fd())); err != unix.EINTR {
-			return err
-		}
-	}
+}
+
+func (y *syncer) failures() int {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return y.fails
 }
 
 func (y *syncer) begin() *flusher { return &flusher{y: y} }
@@ -400,7 +421,7 @@ func (f *flusher) wrote(n int) {
 	go func() {
 		defer f.wg.Done()
 		defer f.running.Store(false)
-		f.y.all() // the one that counts is Commit's, with its error
+		f.y.all() // Commit sees that it failed
 	}()
 }
 

@@ -22,11 +22,14 @@ func Open(root string, log *slog.Logger) (*Store, error) {
 	s := &Store{root: root, layers: filepath.Join(root, "overlay2"), staging: filepath.Join(root, "staging"),
 		trash: filepath.Join(root, "trash"), log: log,
 		images: map[digest.Digest]*image{}, containers: map[string]digest.Digest{}}
-	s.sync.dir = s.layers
 	for _, d := range []string{root, s.layers, s.staging, s.trash} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open layers: %w", err)
 		}
+	}
+	var err error
+	if s.sync.f, err = os.Open(s.layers); err != nil {
+		return nil, fmt.Errorf("open layers: %w", err)
 	}
 	spread(s.staging)
 	if err := checkFS(s.layers); err != nil {
@@ -123,7 +126,7 @@ func (s *Store) load() error {
 		if id, ok := strings.CutPrefix(name, "c-"); ok {
 			target, err := os.Readlink(filepath.Join(dir, "parent"))
 			if err != nil {
-				s.setAside(dir, err)
+				s.keepAside(dir, err)
 				continue
 			}
 			s.containers[id] = digest.Digest(strings.TrimPrefix(target, "none"))

@@ -10,6 +10,7 @@ import (
 
 	"machine/agent/layer"
 	"machine/agent/layer/layertest"
+	"machine/agent/model"
 )
 
 func open(t *testing.T) *Store {
@@ -139,5 +140,30 @@ func BenchmarkContainer(b *testing.B) {
 		if err := s.Remove(context.Background(), "c"); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestF34SyncFailed: when the disk failed to take a layer, also one time in
+// the background, the layer does not exist; trying the commit again is no way
+// to make it.
+func TestF34SyncFailed(t *testing.T) {
+	s := open(t)
+	ctx := context.Background()
+	b := layertest.Tar(t, layertest.File("a", "1"))
+	g, err := s.Stage(ctx, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.sync.fails++ // as a failed syncfs counts
+	for range 2 {
+		if _, err := s.Commit(ctx, "", []model.StagedLayer{g}); err == nil {
+			t.Fatal("a layer was committed that the disk may not have")
+		}
+	}
+	if len(s.List()) != 0 {
+		t.Error("it is listed")
+	}
+	if _, err := s.Apply(ctx, "", bytes.NewReader(b)); err != nil {
+		t.Errorf("a new one: %v", err)
 	}
 }

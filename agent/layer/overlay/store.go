@@ -92,6 +92,17 @@ func spread(dir string) {
 func (s *Store) initDiff() string { return filepath.Join(s.layers, "init", "diff") }
 func (s *Store) empty() string    { return filepath.Join(s.layers, "init", "empty") }
 
+// keepAside moves a container's layer that cannot be used out of the way: what
+// is in it may be all there is of somebody's work.
+func (s *Store) keepAside(dir string, why error) {
+	to := filepath.Join(s.root, "broken", filepath.Base(dir))
+	err := os.MkdirAll(filepath.Dir(to), 0o700)
+	if err == nil {
+		err = os.Rename(dir, to)
+	}
+	s.log.Error("a container's layer cannot be read and was set aside", "dir", to, "reason", why, "err", err)
+}
+
 func (s *Store) setAside(dir string, err error) {
 	s.log.Error("layer set aside: pull or load its image again", "dir", dir, "err", err)
 	s.discard(dir)
@@ -138,10 +149,11 @@ func (s *Store) sweep() {
 	})
 }
 
-// Close waits for what runs in the background.
+// Close waits for what runs in the background. No layer can be committed
+// afterwards.
 func (s *Store) Close() error {
 	s.bg.Wait()
-	return nil
+	return s.sync.f.Close()
 }
 
 func shortName(chain digest.Digest) string {
