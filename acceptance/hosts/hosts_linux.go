@@ -96,7 +96,9 @@ const bootScript = `set -e
 if [ -n "$2" ]; then
 	# A cgroup namespace begins where its maker is: go there first.
 	g=$2; set -- "$1"
-	echo 0 >"$g/cgroup.procs"
+	for h in systemd unified; do
+		[ ! -d "/sys/fs/cgroup/$h/$g" ] || echo 0 >"/sys/fs/cgroup/$h/$g/cgroup.procs"
+	done
 	exec unshare -C /bin/sh "$0" "$1"
 fi
 cd "$1"
@@ -224,18 +226,27 @@ func (h *Host) Kill() {
 	}
 	h.pid = 0
 	if h.systemd {
-		_ = exec.Command("find", h.cgroup(), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
+		for _, hierarchy := range hierarchies {
+			_ = exec.Command("find", filepath.Join(hierarchy, h.cgroup()), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
+		}
 	}
 }
 
-// cgroup makes the group of a host with systemd, and returns its folder.
+// hierarchies are those in which systemd makes groups.
+var hierarchies = []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}
+
+// cgroup makes the groups of a host with systemd, and returns their name.
 func (h *Host) cgroup() string {
 	if !h.systemd {
 		return ""
 	}
-	dir := "/sys/fs/cgroup/systemd/" + filepath.Base(h.Dir)
-	_ = os.MkdirAll(dir, 0o755)
-	return dir
+	name := filepath.Base(h.Dir)
+	for _, hierarchy := range hierarchies {
+		if _, err := os.Stat(hierarchy); err == nil {
+			_ = os.MkdirAll(filepath.Join(hierarchy, name), 0o755)
+		}
+	}
+	return name
 }
 
 // Exec runs shell text on the host without SSH and returns its output.
