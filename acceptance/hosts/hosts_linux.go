@@ -227,7 +227,7 @@ func (h *Host) Kill() {
 	h.pid = 0
 	if h.systemd {
 		for _, hierarchy := range hierarchies {
-			_ = exec.Command("find", filepath.Join(hierarchy, h.cgroup()), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
+			_ = exec.Command("find", filepath.Join(hierarchy, filepath.Base(h.Dir)), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
 		}
 	}
 }
