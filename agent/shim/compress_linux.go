@@ -4,6 +4,7 @@ import (
 	"compress/gzip"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,8 @@ import (
 // compress gzips the rotated log with the given inode and has the shim, which
 // alone moves log files, put the copy into place.
 func (t *task) compress(inode uint64) {
+	t.zip.Lock()
+	defer t.zip.Unlock()
 	for i := 1; i < 64; i++ {
 		f, err := os.Open(t.meta.LogPath + "." + strconv.Itoa(i))
 		if err != nil {
@@ -53,4 +56,16 @@ func (t *task) compressFile(f *os.File, inode uint64) error {
 		_ = os.Remove(tmp)
 	}
 	return err
+}
+
+// sweepCompressed removes what an agent that died was compressing: the logs
+// themselves are still there.
+func (t *task) sweepCompressed() {
+	if !t.meta.Compress {
+		return
+	}
+	old, _ := filepath.Glob(t.meta.LogPath + ".gz.*.tmp")
+	for _, f := range old {
+		_ = os.Remove(f)
+	}
 }

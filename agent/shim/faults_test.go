@@ -292,8 +292,35 @@ func TestRotatedLogs(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if m, _ := filepath.Glob(bu.Log.Path + ".gz.*"); len(m) > 1 {
-		t.Errorf("left over: %v", m)
+	for {
+		m, _ := filepath.Glob(bu.Log.Path + ".gz.*")
+		if len(m) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left over: %v", m)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// The agent is spared when memory is short; its containers are not.
+func TestOOMScore(t *testing.T) {
+	b := newBench(t)
+	old, err := os.ReadFile("/proc/self/oom_score_adj")
+	must(t, err)
+	must(t, os.WriteFile("/proc/self/oom_score_adj", []byte("77"), 0o644))
+	defer os.WriteFile("/proc/self/oom_score_adj", old, 0o644)
+	for _, want := range []int{0, 300} {
+		bu := b.bundle("sh", "-c", "cat /proc/self/oom_score_adj; sleep 1000")
+		if want != 0 {
+			bu.Process.OOMScoreAdj = &want
+		}
+		k := b.start(bu)
+		out, _, _ := execIn(t, k, model.Process{Args: []string{"cat", "/proc/1/oom_score_adj", "/proc/self/oom_score_adj"}})
+		if strings.Join(strings.Fields(out), " ") != fmt.Sprint(want, " ", want) {
+			t.Errorf("got %q, want %d", out, want)
+		}
 	}
 }
 

@@ -102,16 +102,16 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 		defer cancel()
 		return group.Delete(ctx)
 	})
-	var res = resources(b)
-	if err := group.Create(res); err != nil {
-		return nil, err
-	}
 	t := newTask(s, b.ID, b.Dir, m, group)
 	if err := s.spawn(t); err != nil {
 		return nil, err
 	}
 	u.Add(t.abort)
 	go t.read()
+	// While the shim comes up.
+	if err := group.Create(resources(b)); err != nil {
+		return nil, err
+	}
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgCreate, Body: wire.Marshal(prog)})
 	if err != nil {
 		return nil, t.explain(err)
@@ -215,6 +215,7 @@ func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
 		return nil, err
 	}
 	t := newTask(s, id, dir, m, group)
+	t.sweepCompressed()
 	state, err := t.connect(ctx)
 	if err == nil && state != wire.StateCreated {
 		return t, nil

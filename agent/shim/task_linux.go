@@ -37,6 +37,7 @@ type task struct {
 	exit  model.ExitStatus
 	done  chan struct{}
 	work  sync.WaitGroup // compressions
+	zip   sync.Mutex     // one at a time
 }
 
 func newTask(s *Shim, id, dir string, m *meta, g *cgroup.Group) *task {

@@ -122,7 +122,7 @@ func awaitStart(status, master int) error {
 // hostProc does what needs the host's own /proc, which is still in view.
 func hostProc(p *wire.Process) error {
 	if p.HasOOM {
-		err := writeFile("/proc/self/oom_score_adj", strconv.Itoa(p.OOMScoreAdj))
+		err := WriteFile("/proc/self/oom_score_adj", strconv.Itoa(p.OOMScoreAdj))
 		// Lowering it needs a capability that a nested engine lacks.
 		if err != nil && err != unix.EACCES && err != unix.EPERM {
 			return wire.Fail("set oom_score_adj", err)
@@ -130,9 +130,9 @@ func hostProc(p *wire.Process) error {
 	}
 	if p.AppArmor != "" && p.AppArmor != "unconfined" {
 		path := "/proc/thread-self/attr/apparmor/exec"
-		err := writeFile(path, "exec "+p.AppArmor)
+		err := WriteFile(path, "exec "+p.AppArmor)
 		if err == unix.ENOENT || err == unix.EINVAL {
-			err = writeFile("/proc/thread-self/attr/exec", "exec "+p.AppArmor)
+			err = WriteFile("/proc/thread-self/attr/exec", "exec "+p.AppArmor)
 		}
 		if err != nil {
 			return wire.Fail("apply AppArmor profile "+p.AppArmor, err)
@@ -141,7 +141,8 @@ func hostProc(p *wire.Process) error {
 	return nil
 }
 
-func writeFile(path, data string) error {
+// WriteFile writes data to an existing file in one write.
+func WriteFile(path, data string) error {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ func (s *shim) create(body []byte) (err error) {
 		return err
 	}
 	p := &s.prog
+	p.Process.HasOOM = true // else it would be as the agent's, which is spared
 	if err := s.openCgroup(); err != nil {
 		return err
 	}
@@ -374,6 +375,9 @@ func (s *shim) exec(conn int, m *wire.Message, fds []int) {
 func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, error) {
 	init := s.procs[0]
 	p.Tasks = s.tasks
+	if !p.HasOOM {
+		p.HasOOM, p.OOMScoreAdj = true, s.prog.Process.OOMScoreAdj
+	}
 	order, err := memfile(wire.Marshal(p))
 	if err != nil {
 		return nil, err
@@ -405,6 +409,9 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 	if err != nil {
 		unix.Close(pair[0])
 		return nil, err
+	}
+	if p.UserNS { // it cannot see the host's /proc to do this itself
+		_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.OOMScoreAdj))
 	}
 	unix.SetNonblock(pair[0], true)
 	return &proc{id: m.Proc, pid: pid, pidfd: pidfd, status: pair[0], state: wire.StateRunning}, nil
