@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -113,56 +112,69 @@ func fsmount(r model.Rootfs) (int, error) {
 	return unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
-// oldMount does the same with mount(2): names relative to the layers' folder,
-// so that 125 of them fit in the page that it takes. The thread that changes
-// its folder is not used again. The mount is visible for a moment, below our
-// own staging.
-func (s *Store) oldMount(r model.Rootfs) (int, error) {
-	dir, err := os.MkdirTemp(s.staging, "m")
-	if err != nil {
-		return -1, err
-	}
-	defer os.Remove(dir)
+// oldMount does the same with mount(2), which takes a page of options: 125
+// layers fit when they are named from their folder. It is done by a thread
+// with a mount namespace of its own, which ends with its goroutine: nobody
+// ever sees the mount that the detached one is cloned from.
+func (s *Store) oldMount(r model.Rootfs) (fd int, err error) {
 	rel := func(p string) string {
-		q, err := filepath.Rel(s.layers, p)
-		if err != nil {
-			return p
+		if q, ok := strings.CutPrefix(p, s.layers+"/"); ok {
+			return q
 		}
-		return q
+		return p
 	}
 	var lower []string
 	for _, l := range r.Lower {
 		lower = append(lower, rel(l))
 	}
-	data := "lowerdir=" + strings.Join(lower, ":")
+	data := "index=off,metacopy=off,redirect_dir=off,lowerdir=" + strings.Join(lower, ":")
 	flags := uintptr(unix.MS_RDONLY)
 	if r.Upper != "" {
 		flags = 0
 		data += ",upperdir=" + rel(r.Upper) + ",workdir=" + rel(r.Work)
 	}
-	type result struct {
-		fd  int
-		err error
+	onOwnThread(func() { fd, err = s.mountAside(flags, data) })
+	if err != nil {
+		return -1, fmt.Errorf("mount overlay: %w", err)
 	}
-	done := make(chan result)
+	return fd, nil
+}
+
+func (s *Store) mountAside(flags uintptr, data string) (int, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return -1, err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return -1, err
+	}
+	if err := unix.Chdir(s.layers); err != nil {
+		return -1, err
+	}
+	if err := unix.Mount("overlay", s.layers, "overlay", flags, data); err != nil {
+		return -1, err
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, s.layers, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(tree)
+	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// onOwnThread runs f on a thread that ends with it. The main thread cannot
+// end, and it is what /proc shows of the process: it is held while another
+// does the work.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		var res result
-		if res.err = unix.Unshare(unix.CLONE_FS); res.err == nil {
-			res.err = unix.Chdir(s.layers)
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
 		}
-		if res.err == nil {
-			res.err = unix.Mount("overlay", dir, "overlay", flags, data+",index=off,metacopy=off,redirect_dir=off")
-		}
-		if res.err == nil {
-			res.fd, res.err = unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-			res.err = errors.Join(res.err, unix.Unmount(dir, unix.MNT_DETACH))
-		}
-		done <- res
+		onOwnThread(f)
+		runtime.UnlockOSThread()
 	}()
-	res := <-done
-	if res.err != nil {
-		return -1, fmt.Errorf("mount overlay: %w", res.err)
-	}
-	return res.fd, nil
+	<-done
 }

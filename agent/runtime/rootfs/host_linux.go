@@ -1,6 +1,8 @@
 package rootfs
 
 import (
+	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -62,8 +64,7 @@ func clone(path string, recursive bool) (int, error) {
 
 // Overlay makes a detached mount of the overlay that r describes, or of its
 // only directory when there is nothing to lay over. It needs a kernel of 5.2
-// or newer; up to 6.4 the layers' paths must fit into one option, for which
-// they are named by descriptor.
+// or newer.
 func Overlay(r *wire.Root) (int, error) {
 	if len(r.Lower) == 1 && r.Upper == "" {
 		fd, err := clone(r.Lower[0], false)
@@ -103,6 +104,10 @@ func Overlay(r *wire.Root) (int, error) {
 	}
 	// The index and its checks cost file handles and gain nothing here.
 	_ = unix.FsconfigSetString(fs, "index", "off")
+	// Some distributions switch these on; what they leave in the upper
+	// directory is no part of the image format: diff and commit would lie.
+	_ = unix.FsconfigSetString(fs, "metacopy", "off")
+	_ = unix.FsconfigSetString(fs, "redirect_dir", "off")
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, wire.Fail("create overlay"+fsLog(fs), err)
 	}
@@ -126,38 +131,73 @@ func setLayer(fs int, key, path string) error {
 	return unix.FsconfigSetString(fs, key, path)
 }
 
-// oldOverlay is for kernels without "lowerdir+". A mount option of fsconfig
-// holds 256 bytes there, which is some 16 layers by descriptor.
+// oldOverlay is for kernels without "lowerdir+": an option of fsconfig holds
+// 256 bytes there, some 16 layers. mount(2) takes a page, which 125 layers
+// fit into when they are named from their common folder. It is done by a
+// thread with a mount namespace of its own, which ends with its goroutine:
+// nobody ever sees the mount that the detached one is cloned from.
 func oldOverlay(r *wire.Root) (int, error) {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, err
+	base := filepath.Dir(filepath.Dir(r.Lower[0]))
+	data := oldOptions(r, base)
+	if len(data) >= unix.Getpagesize() {
+		return -1, wire.Fail(strconv.Itoa(len(r.Lower))+" layers", unix.E2BIG)
 	}
-	defer unix.Close(fs)
-	var names []string
-	for _, l := range r.Lower {
-		fd, err := unix.Open(l, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return -1, wire.Fail("layer "+l, err)
+	var fd int
+	var err error
+	onOwnThread(func() { fd, err = mountAside(base, data) })
+	return fd, err
+}
+
+// onOwnThread runs f on a thread that ends with it. The main thread cannot
+// end, and it is what /proc shows of the process: it is held while another
+// does the work.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
 		}
-		defer unix.Close(fd)
-		names = append(names, "/proc/self/fd/"+strconv.Itoa(fd))
+		onOwnThread(f)
+		runtime.UnlockOSThread()
+	}()
+	<-done
+}
+
+func oldOptions(r *wire.Root, base string) string {
+	rel := func(p string) string {
+		if q, ok := strings.CutPrefix(p, base+"/"); ok {
+			return q
+		}
+		return p
 	}
-	if err := unix.FsconfigSetString(fs, "lowerdir", strings.Join(names, ":")); err != nil {
-		return -1, wire.Fail(strconv.Itoa(len(names))+" layers", err)
+	names := make([]string, len(r.Lower))
+	for i, l := range r.Lower {
+		names[i] = rel(l)
 	}
+	data := "index=off,lowerdir=" + strings.Join(names, ":")
 	if r.Upper != "" {
-		if err := unix.FsconfigSetString(fs, "upperdir", r.Upper); err != nil {
-			return -1, wire.Fail("upperdir "+r.Upper, err)
-		}
-		if err := unix.FsconfigSetString(fs, "workdir", r.Work); err != nil {
-			return -1, wire.Fail("workdir "+r.Work, err)
-		}
+		data += ",upperdir=" + rel(r.Upper) + ",workdir=" + rel(r.Work)
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, wire.Fail("create overlay"+fsLog(fs), err)
+	return data
+}
+
+func mountAside(base, data string) (int, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return -1, wire.Fail("mount namespace for the overlay", err)
 	}
-	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return -1, wire.Fail("mount namespace for the overlay", err)
+	}
+	if err := unix.Chdir(base); err != nil {
+		return -1, wire.Fail(base, err)
+	}
+	if err := unix.Mount("overlay", base, "overlay", 0, data); err != nil {
+		return -1, wire.Fail("mount overlay", err)
+	}
+	return clone(base, false)
 }
 
 // fsLog reads what the kernel says of a failed fsconfig.
