@@ -210,6 +210,9 @@ func (p *Provisioner) apply(ctx context.Context, cl *ssh.Client, t Target, f fac
 	if !strings.Contains(out, "installed=yes") {
 		return cl, fmt.Errorf("install the agent: the host's shell stopped early: %.300q", out)
 	}
+	if f["init"] == "none" {
+		p.Say("The host has no init system that could start the agent at boot: run `start` or `provision` for it then.")
+	}
 	return cl, nil
 }
 

@@ -76,7 +76,7 @@ func ensureBridge() (netip.Prefix, error) {
 		}
 	} else {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name = bridgeName
+		attrs.Name, attrs.MTU = bridgeName, outwardMTU()
 		link = &netlink.Bridge{LinkAttrs: attrs}
 		if err := netlink.LinkAdd(link); err != nil && !errors.Is(err, os.ErrExist) {
 			return netip.Prefix{}, fault.Internal.Errorf("make bridge %s: %w", bridgeName, err)
@@ -98,6 +98,26 @@ func ensureBridge() (netip.Prefix, error) {
 		return pool, fault.Internal.Errorf("set up bridge %s: %w", bridgeName, err)
 	}
 	return pool, nil
+}
+
+// outwardMTU is that of the way out of this computer: with a larger one,
+// machines would depend on ICMP that many networks drop.
+func outwardMTU() int {
+	const ethernet = 1500
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return ethernet
+	}
+	for _, r := range routes {
+		if r.Dst != nil && r.Dst.IP != nil && !r.Dst.IP.IsUnspecified() {
+			continue
+		}
+		link, err := netlink.LinkByIndex(r.LinkIndex)
+		if err == nil && link.Attrs().MTU >= 1280 && link.Attrs().MTU < ethernet {
+			return link.Attrs().MTU
+		}
+	}
+	return ethernet
 }
 
 func subnetOf(link netlink.Link) (netip.Prefix, bool) {
@@ -216,8 +236,8 @@ func plug(dir string, boot bootConfig, pid int) error {
 		return fault.Internal.Errorf("MAC address: %w", err)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex = name, bridge.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac, PeerNamespace: netlink.NsPid(pid)}
+	attrs.Name, attrs.MasterIndex, attrs.MTU = name, bridge.Attrs().Index, outwardMTU()
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: mac, PeerMTU: uint32(attrs.MTU), PeerNamespace: netlink.NsPid(pid)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fault.Internal.Errorf("make veth %s: %w", name, err)
 	}

@@ -166,18 +166,32 @@ func (m *Manager) waitRunning(ctx context.Context, mc *Machine) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	pause := 50 * time.Millisecond
+	start, told := time.Now(), false
 	for {
 		st, err := mc.Driver.State(ctx)
 		if err == nil && st == drivers.Running {
 			return nil
 		}
+		if !told && time.Since(start) > 4*time.Second {
+			told = true
+			m.Say("(%s) It is %q still%s. Waiting up to 3 minutes, Ctrl-C stops.", mc.Name, st, m.whereSSH(ctx, mc))
+		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("machine %q does not come up: it is %q", mc.Name, st), err)
+			return errors.Join(fmt.Errorf("machine %q does not come up: it is %q%s", mc.Name, st, m.whereSSH(ctx, mc)), err)
 		case <-time.After(pause):
 		}
 		pause = min(2*pause, 3*time.Second)
 	}
+}
+
+// whereSSH names the address that a host should answer at.
+func (m *Manager) whereSSH(ctx context.Context, mc *Machine) string {
+	a, _ := mc.Driver.Address(ctx)
+	if a.SSH.Host == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (is an SSH server running at %s?)", net.JoinHostPort(a.SSH.Host, strconv.Itoa(a.SSH.Port)))
 }
 
 type provisionOptions struct {
