@@ -169,7 +169,8 @@ func (s *Store[T]) Get(id string) (T, bool) {
 	return v, ok
 }
 
-// Delete removes the record of id, durably. It is safe to repeat.
+// Delete removes the record of id. It is safe to repeat. It does not wait for
+// the disk: a power cut right behind it may bring the record back, as it was.
 func (s *Store[T]) Delete(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,10 +9,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -20,59 +18,6 @@ import (
 	"machine/agent/fault"
 	"machine/agent/layer/layertest"
 )
-
-// disk is an ext4 file system in a file whose power can be cut.
-type disk struct {
-	t          *testing.T
-	image, dir string
-}
-
-func newDisk(t *testing.T, mb int) *disk {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
-	top := t.TempDir()
-	d := &disk{t, filepath.Join(top, "disk"), filepath.Join(top, "mnt")}
-	os.Mkdir(d.dir, 0o755)
-	if err := os.WriteFile(d.image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	os.Truncate(d.image, int64(mb)<<20)
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", d.image).CombinedOutput(); err != nil {
-		t.Skipf("no ext4 here: %v %s", err, out)
-	}
-	d.mount()
-	t.Cleanup(func() { exec.Command("umount", "-l", d.dir).Run() })
-	return d
-}
-
-func (d *disk) mount() {
-	d.t.Helper()
-	if out, err := exec.Command("mount", "-o", "loop", d.image, d.dir).CombinedOutput(); err != nil {
-		d.t.Skipf("no loop devices here: %v %s", err, out)
-	}
-}
-
-// cut ends the file system without flushing anything, and mounts what the
-// disk has: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
-func (d *disk) cut() {
-	d.t.Helper()
-	f, err := os.Open(d.dir)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	flags := uint32(2)
-	_, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), 0x8004587d, uintptr(unsafe.Pointer(&flags)))
-	f.Close()
-	if e != 0 {
-		d.t.Skipf("the power of this file system cannot be cut: %v", e)
-	}
-	if out, err := exec.Command("umount", d.dir).CombinedOutput(); err != nil {
-		d.t.Fatalf("umount: %v %s", err, out)
-	}
-	d.mount()
-}
 
 func openOn(t *testing.T, dir string) *Store {
 	t.Helper()
@@ -86,12 +31,12 @@ func openOn(t *testing.T, dir string) *Store {
 // TestF31PowerCut: a layer that was acknowledged is there, to the byte, after
 // a power cut right behind it; one that was under way is not; the store opens.
 func TestF31PowerCut(t *testing.T) {
-	d := newDisk(t, 192)
+	d := layertest.NewDisk(t, 192)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	want := map[digest.Digest][]byte{}
 	var parent digest.Digest
 	for round := range 12 {
-		s := openOn(t, filepath.Join(d.dir, "data"))
+		s := openOn(t, filepath.Join(d.Dir, "data"))
 		for c, b := range want {
 			r, err := s.Diff(context.Background(), c)
 			if err != nil {
@@ -123,15 +68,15 @@ func TestF31PowerCut(t *testing.T) {
 			want[parent] = b
 		}
 		s.Close()
-		d.cut()
+		d.Cut()
 	}
 }
 
 // TestF33DiskFull: a full disk is an error of its own kind, leaves nothing
 // behind, and does not keep anything from being removed.
 func TestF33DiskFull(t *testing.T) {
-	d := newDisk(t, 384)
-	s := openOn(t, filepath.Join(d.dir, "data"))
+	d := layertest.NewDisk(t, 384)
+	s := openOn(t, filepath.Join(d.Dir, "data"))
 	defer s.Close()
 	ctx := context.Background()
 	l, err := s.Apply(ctx, "", bytes.NewReader(layertest.Tar(t, layertest.File("a", "1"))))
@@ -151,11 +96,11 @@ func TestF33DiskFull(t *testing.T) {
 	}
 	s.bg.Wait()
 	var st unix.Statfs_t
-	unix.Statfs(d.dir, &st)
+	unix.Statfs(d.Dir, &st)
 	if free := st.Bavail * uint64(st.Bsize); free < 200<<20 {
 		t.Errorf("only %d MiB are free again", free>>20)
 	}
-	fill, err := os.Create(filepath.Join(d.dir, "fill"))
+	fill, err := os.Create(filepath.Join(d.Dir, "fill"))
 	if err != nil {
 		t.Fatal(err)
 	}
