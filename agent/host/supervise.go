@@ -56,6 +56,7 @@ func Supervise(args []string) int {
 		return 0
 	}
 	s := &supervised{argsFile: *file, args: fs.Args()}
+	s.spawn = s.command
 	if _, err := s.command(); err != nil {
 		return fail(err)
 	}
@@ -99,6 +100,7 @@ type supervised struct {
 	args     []string
 	log      io.Writer
 	child    *exec.Cmd
+	spawn    func() (*exec.Cmd, error) // command, but in tests
 }
 
 // command reads the arguments anew each time, so that a restart takes changes.
@@ -194,7 +196,7 @@ func (s *supervised) keep(signals <-chan os.Signal) error {
 // start returns a channel that gets the agent's end.
 func (s *supervised) start() <-chan error {
 	ended := make(chan error, 1)
-	cmd, err := s.command()
+	cmd, err := s.spawn()
 	if err == nil {
 		err = cmd.Start()
 	}
