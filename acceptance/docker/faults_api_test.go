@@ -73,7 +73,7 @@ func freezerOf(e *engine.Engine, id string) string {
 // TestF43ExecStorm: execs leave nothing behind in the agent or the shim.
 func TestF43ExecStorm(t *testing.T) {
 	e := start(t)
-	id := e.Run("run", "-d", "--name", "x", "busybox", "sleep", "1000")
+	id := e.Run("run", "-d", "--name", "storm", "busybox", "sleep", "1000")
 	storm := func(n int) {
 		var wg sync.WaitGroup
 		for range 20 {
@@ -91,7 +91,7 @@ func TestF43ExecStorm(t *testing.T) {
 	storm(1) // what is made once is made now
 	fds, goroutines := counts(e)
 	open := func() int {
-		out, _ := e.HostRun("sh", "-c", "ls /proc/"+shimOf(e, "x")+"/fd | wc -l")
+		out, _ := e.HostRun("sh", "-c", "ls /proc/"+shimOf(e, "storm")+"/fd | wc -l")
 		return atoi(t, out)
 	}
 	shimFDs := open()
@@ -99,7 +99,7 @@ func TestF43ExecStorm(t *testing.T) {
 	settles(e, fds, goroutines, 5)
 	e.Eventually("the shim's files are given back", func() bool { return open() <= shimFDs })
 	zombies(e, "after the storm")
-	equal(t, "processes", e.Run("exec", "x", "sh", "-c", "ls -d /proc/[0-9]* | wc -l"), "4") // sleep, sh, ls, wc
+	equal(t, "processes", e.Run("exec", "storm", "sh", "-c", "ls -d /proc/[0-9]* | wc -l"), "4") // sleep, sh, ls, wc
 	e.Audit()
 }
 

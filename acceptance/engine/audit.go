@@ -11,7 +11,7 @@ import (
 // entries, cgroups, files. The kernel and the agent may take a moment.
 func (e *Engine) Audit() {
 	e.T.Helper()
-	if ids := strings.Fields(e.Run("ps", "-aq")); len(ids) > 0 {
+	if ids := strings.Fields(e.Run("ps", "-aq", "--no-trunc")); len(ids) > 0 {
 		e.Run(append([]string{"rm", "-f", "-v"}, ids...)...)
 	}
 	var left []string

@@ -250,6 +250,14 @@ func (e *Engine) tunnel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer back.Close()
+	body, err := io.ReadAll(r.Body) // it may not be read once the connection is taken over
+	if err != nil {
+		return
+	}
+	r.Body, r.ContentLength = http.NoBody, int64(len(body))
+	if len(body) > 0 {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
 	front, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return

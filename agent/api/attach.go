@@ -57,7 +57,7 @@ func (c *containerAPI) attach(w http.ResponseWriter, r *request) error {
 	if !a.TTY && r.query("detachKeys") == "" {
 		keys = nil
 	}
-	pump(conn, st, o.Stdin, in, gone, keys, out)
+	pump(conn, st, o.Stdin, in, gone, keys, out, func() {})
 	return nil
 }
 
@@ -97,8 +97,9 @@ func outputs(w io.Writer, tty bool) sinks {
 }
 
 // pump copies between a client and a process until all output has been sent
-// or the client went away or detached.
-func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, gone <-chan struct{}, keys []byte, out sinks) {
+// or the client went away or detached. booked is waited for before the client
+// is told of the end: it asks for the exit code next.
+func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, gone <-chan struct{}, keys []byte, out sinks, booked func()) {
 	detached, fed := make(chan struct{}), make(chan struct{})
 	if stdin && st.Stdin != nil {
 		go func() {
@@ -128,6 +129,7 @@ func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, gone <
 	go func() { wg.Wait(); close(sent) }()
 	select {
 	case <-sent:
+		booked()
 		conn.CloseWrite()
 	case <-detached:
 	case <-gone: // what it sent before it went still counts

@@ -81,8 +81,7 @@ func (e *execAPI) start(w http.ResponseWriter, r *request) error {
 		return nil
 	}
 	input, gone := readAhead(conn)
-	pump(conn, st.Streams, in.OpenStdin, input, gone, keys, wanted(outputs(conn, tty), in))
-	st.Wait(r.Context())
+	pump(conn, st.Streams, in.OpenStdin, input, gone, keys, wanted(outputs(conn, tty), in), func() { st.Wait(r.Context()) })
 	return nil
 }
 

@@ -31,6 +31,7 @@ const (
 // client that never finishes its own must not hold a connection for ever.
 const (
 	maxBody     = 4 << 20
+	maxSurplus  = 64 << 20 // of a body that is refused
 	bodyTimeout = 10 * time.Second
 )
 
@@ -250,12 +251,14 @@ func (r *request) readJSON(v any) error {
 		return fault.Invalid.Errorf("unsupported Content-Type header (%s): must be 'application/json'", ct)
 	}
 	r.rc.SetReadDeadline(time.Now().Add(bodyTimeout))
-	defer r.rc.SetReadDeadline(time.Time{})
 	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
-	if err != nil {
+	if err != nil { // the deadline stays: what is still to come is not waited for
 		return fault.Invalid.Errorf("read the request's body: %w", err)
 	}
+	r.rc.SetReadDeadline(time.Time{})
 	if len(b) > maxBody {
+		// Let a client that sends it all before it reads get the answer.
+		io.CopyN(io.Discard, r.Body, maxSurplus)
 		return fault.Invalid.Errorf("the request's body is larger than %d MiB", maxBody>>20)
 	}
 	if len(b) == 0 {

@@ -1,7 +1,9 @@
 package container
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -29,6 +31,9 @@ const maxName = 128
 func (m *Manager) Create(ctx context.Context, name, platform string, req *container.CreateRequest) (resp container.CreateResponse, err error) {
 	if req.Config == nil {
 		return resp, fault.Invalid.Errorf("config cannot be empty in order to create a container")
+	}
+	if err := checkNUL(req); err != nil {
+		return resp, err
 	}
 	hc := req.HostConfig
 	if hc == nil {
@@ -81,6 +86,19 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 		warn = []string{}
 	}
 	return container.CreateResponse{ID: id, Warnings: warn}, nil
+}
+
+// checkNUL refuses NUL bytes anywhere in the request: the kernel would take
+// what comes before one for the whole.
+func checkNUL(req *container.CreateRequest) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return fault.Invalid.Errorf("invalid config: %w", err)
+	}
+	if bytes.Contains(b, []byte(`\u0000`)) && !bytes.Contains(b, []byte(`\\u0000`)) {
+		return fault.Invalid.Errorf("invalid config: a value contains a NUL byte")
+	}
+	return nil
 }
 
 // build makes what a container owns on disk: its folder, its writable layer,

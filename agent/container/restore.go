@@ -27,6 +27,7 @@ func (m *Manager) Survivors(ctx context.Context) map[string]string {
 	for _, c := range m.all() {
 		r := c.rec.Load()
 		if r.State.Status != container.StateRunning && r.State.Status != container.StatePaused {
+			m.dropTask(ctx, c.id) // a start that the end of the agent cut short
 			continue
 		}
 		wg.Go(func() {
@@ -36,6 +37,11 @@ func (m *Manager) Survivors(ctx context.Context) map[string]string {
 					m.o.Log.Error("container's shim does not answer", "container", c.id, "error", err)
 				}
 				return
+			}
+			if task.Created() { // booked as running, but not let go yet
+				if err := task.Start(ctx); err != nil {
+					m.o.Log.Error("start", "container", c.id, "error", err)
+				}
 			}
 			c.mu.Lock()
 			c.task = task
@@ -51,6 +57,20 @@ func (m *Manager) Survivors(ctx context.Context) map[string]string {
 	}
 	wg.Wait()
 	return live
+}
+
+// dropTask ends and removes a task that no run is booked for.
+func (m *Manager) dropTask(ctx context.Context, id string) {
+	dir := m.taskDir(id)
+	if _, err := os.Lstat(dir); err != nil {
+		return
+	}
+	if t, err := m.o.Tasks.Load(ctx, id, dir); err == nil {
+		if err := t.Delete(ctx); err != nil {
+			m.o.Log.Error("end a task that nobody started", "container", id, "error", err)
+		}
+	}
+	os.RemoveAll(dir)
 }
 
 // Restore books what happened while the agent was away, cleans up after the
@@ -234,13 +254,8 @@ func (m *Manager) finishRemoval(ctx context.Context, c *Container) {
 // aside. The files of such a one are kept, for somebody to look at.
 func (m *Manager) sweep(ctx context.Context) {
 	for _, id := range unowned(filepath.Join(m.o.ExecRoot, "tasks"), m) {
-		if t, err := m.o.Tasks.Load(ctx, id, m.taskDir(id)); err == nil {
-			m.o.Log.Warn("processes of an unknown container are ended", "container", id)
-			if err := t.Delete(ctx); err != nil {
-				m.o.Log.Error("end an unknown container", "container", id, "error", err)
-			}
-		}
-		os.RemoveAll(m.taskDir(id))
+		m.o.Log.Warn("what is left of an unknown container is ended", "container", id)
+		m.dropTask(ctx, id)
 	}
 	for _, id := range unowned(filepath.Join(m.o.Root, "containers"), m) {
 		if m.recs.Broken(id) {

@@ -155,6 +155,9 @@ func checkResources(r *container.Resources) error {
 	if r.MemoryReservation > 0 && r.Memory > 0 && r.Memory < r.MemoryReservation {
 		return fault.Invalid.Errorf("minimum memory limit can not be less than memory reservation limit, see usage")
 	}
+	if p := r.PidsLimit; p != nil && *p == 0 { // likewise: the engine's default
+		r.PidsLimit = nil
+	}
 	if s := r.MemorySwappiness; s != nil && *s == -1 { // the client's way to say nothing
 		r.MemorySwappiness = nil
 	}

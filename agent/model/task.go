@@ -115,6 +115,8 @@ type Task interface {
 	// message that Docker clients map to exit codes ("executable file not
 	// found in $PATH", "permission denied", "no such file or directory").
 	Start(ctx context.Context) error
+	// Created tells of a task that Load found: its program was never started.
+	Created() bool
 	Kill(sig syscall.Signal) error
 	Done() <-chan struct{} // closed when Exit can be read
 	Exit() ExitStatus

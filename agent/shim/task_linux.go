@@ -22,15 +22,16 @@ import (
 
 // task is one container. It implements [model.Task].
 type task struct {
-	s      *Shim
-	id     string
-	dir    string
-	meta   *meta
-	group  *cgroup.Group
-	client *client // nil for a task that ended before Load
-	shim   int     // pid of the shim; 0 when it has ended
-	pid    int
-	pidfd  *os.File // of the container's init; nil for an ended task
+	s       *Shim
+	id      string
+	dir     string
+	meta    *meta
+	group   *cgroup.Group
+	client  *client // nil for a task that ended before Load
+	shim    int     // pid of the shim; 0 when it has ended
+	pid     int
+	pidfd   *os.File // of the container's init; nil for an ended task
+	created bool     // when it was made or found, its program had not been started
 
 	mu    sync.Mutex
 	execs map[uint32]*execProcess
@@ -60,6 +61,7 @@ func (t *task) adopt(r reply) error {
 	} else {
 		closeAll(r.fds)
 	}
+	t.created = r.msg.A == wire.StateCreated
 	if r.msg.A == wire.StateExited {
 		rec, err := readExit(t.dir)
 		if err != nil {
@@ -69,6 +71,9 @@ func (t *task) adopt(r reply) error {
 	}
 	return nil
 }
+
+// Created implements [model.Task].
+func (t *task) Created() bool { return t.created }
 
 // read serves the connection until it ends, and then sees to it that the end
 // of the container is booked. It is the task's own goroutine; it ends with the
