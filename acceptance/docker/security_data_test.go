@@ -267,7 +267,7 @@ func TestS38Disconnects(t *testing.T) {
 // computes with them (CVE-2018-20699).
 func TestS39Bounds(t *testing.T) {
 	e := start(t)
-	e.Fails(125, "", "create", "--cpuset-cpus", "0-99999999999", "busybox", "true")
+	e.Fails(1, "cpuset", "create", "--cpuset-cpus", "0-99999999999", "busybox", "true")
 	for _, hc := range []string{
 		`"CpusetCpus":"0-99999999999"`, `"CpusetCpus":"99999999999999999999"`, `"CpusetCpus":"3-1"`, `"CpusetCpus":"a"`, `"CpusetCpus":"-1"`, `"CpusetCpus":"0-"`,
 		`"CpusetMems":"0-99999999999"`, `"Memory":-1`, `"Memory":1`, `"Memory":9223372036854775808`, `"Memory":67108864,"MemorySwap":1`, `"MemorySwap":-2`, `"MemorySwap":67108864`,

@@ -275,13 +275,13 @@ func TestS13Syscalls(t *testing.T) {
 			t.Errorf("%s: the probe said %q", what, out)
 		}
 	}
-	denied("first start", e.Run("run", "--name", "p", "-v", probe+":/probe:ro", "busybox", "/probe"))
-	denied("second start", e.Run("start", "-a", "p"))
+	denied("first start", e.Run("run", "--name", "probe", "-v", probe+":/probe:ro", "busybox", "/probe"))
+	denied("second start", e.Run("start", "-a", "probe"))
 	denied("as a user", e.Run("run", "--rm", "-u", "user", "-v", probe+":/probe:ro", "busybox", "/probe"))
 	e.Run("run", "-d", "--name", "box", "-v", probe+":/probe:ro", "busybox", "sleep", "1000")
 	e.Restart()
 	denied("exec after a restart", e.Run("exec", "box", "/probe"))
-	denied("third start", e.Run("start", "-a", "p"))
+	denied("third start", e.Run("start", "-a", "probe"))
 	open := e.Run("run", "--rm", "--security-opt", "seccomp=unconfined", "-v", probe+":/probe:ro", "busybox", "/probe")
 	if strings.Contains(open, "af_alg EPERM") || strings.Contains(open, "clone3 ENOSYS") {
 		t.Errorf("without a profile the probe finds the same: it proves nothing\n%s", open)

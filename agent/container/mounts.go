@@ -77,6 +77,11 @@ func (m *Manager) resolveMounts(ctx context.Context, r *Record, img *model.Image
 		}
 	}
 	maps.Copy(at, explicit)
+	for dst := range at {
+		if err := checkProc(dst); err != nil {
+			return err
+		}
+	}
 	for _, dst := range slices.Sorted(maps.Keys(at)) {
 		mt := at[dst]
 		if err := m.prepareMount(ctx, r, &mt, img, u); err != nil {
@@ -85,6 +90,21 @@ func (m *Manager) resolveMounts(ctx context.Context, r *Record, img *model.Image
 		r.Mounts = append(r.Mounts, mt)
 	}
 	return nil
+}
+
+// checkProc refuses mounts over /proc and in it, but for the files that lxcfs
+// stands in for: what the engine writes there must reach the kernel
+// (CVE-2019-19921; runc has the same list).
+func checkProc(dst string) error {
+	if dst != "/proc" && !strings.HasPrefix(dst, "/proc/") {
+		return nil
+	}
+	switch dst {
+	case "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg", "/proc/slabinfo",
+		"/proc/net/dev", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled":
+		return nil
+	}
+	return fault.Invalid.Errorf("invalid mount: %q cannot be mounted because it is inside /proc", dst)
 }
 
 // volumesFrom takes over the mounts of other containers.

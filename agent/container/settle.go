@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
@@ -235,6 +236,11 @@ func checkPorts(hc *container.HostConfig) error {
 	for port, bs := range hc.PortBindings {
 		if !port.IsValid() {
 			return fault.Invalid.Errorf("invalid port specification: %q", port.String())
+		}
+		switch port.Proto() {
+		case network.TCP, network.UDP, network.SCTP:
+		default:
+			return fault.Invalid.Errorf("invalid port specification: unknown protocol in %q", port.String())
 		}
 		for _, b := range bs {
 			if b.HostPort == "" {

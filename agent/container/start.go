@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -61,6 +62,7 @@ func (c *Container) start(ctx context.Context) (err error) {
 			c.bookFailure(failed)
 		}
 	}()
+	u.Add(func() error { os.Remove(m.taskDir(c.id)); return nil }) // empty by then
 	if err := m.useVolumes(ctx, r); err != nil {
 		return err
 	}

@@ -316,6 +316,7 @@ func (x *Exec) clone(sync int, flags uintptr) (int, errno) {
 		e    errno
 		b    [8]byte
 		pgrp int32
+		ttou = uint64(1) << (unix.SIGTTOU - 1)
 	)
 	path, argv, envv := x.path, &x.argv[0], &x.envv[0]
 	flags |= uintptr(unix.SIGCHLD)
@@ -336,6 +337,8 @@ func (x *Exec) clone(sync int, flags uintptr) (int, errno) {
 		syscall.RawSyscall(unix.SYS_SETPGID, 0, 0, 0)
 		r1, _, _ = syscall.RawSyscall(unix.SYS_GETPID, 0, 0, 0)
 		pgrp = int32(r1)
+		// Not in the foreground yet: the call below would stop it (tcsetpgrp(3)).
+		syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 0, uintptr(unsafe.Pointer(&ttou)), 0, 8, 0, 0) // SIG_BLOCK
 		syscall.RawSyscall(unix.SYS_IOCTL, 0, unix.TIOCSPGRP, uintptr(unsafe.Pointer(&pgrp)))
 		syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 2, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0) // SIG_SETMASK
 	}
