@@ -62,6 +62,36 @@ func TestTmpfs(t *testing.T) {
 	}
 }
 
+// Orders larger than a packet go by memory file, and binds by the hundred.
+func TestLargeOrders(t *testing.T) {
+	b := newBench(t)
+	vol := filepath.Join(b.dir, "vol")
+	must(t, os.MkdirAll(vol, 0o755))
+	big := "BIG=" + strings.Repeat("x", 100000)
+	more := "MORE=" + strings.Repeat("y", 100000)
+	bu := b.bundle("sh", "-c", `echo ${#BIG} ${#MORE}; grep -c " /v" /proc/self/mountinfo; sleep 1000`)
+	bu.Process.Env = append(bu.Process.Env, big, more)
+	for i := range 300 {
+		bu.Spec.Mounts = append(bu.Spec.Mounts, bind(vol, fmt.Sprintf("/v%d", i)))
+	}
+	k := b.create(bu)
+	s, err := k.Attach(model.AttachOptions{Stdout: true})
+	must(t, err)
+	defer s.Close()
+	wait := collect(s)
+	must(t, k.Start(ctxOf(t)))
+	out, _, _ := execIn(t, k, model.Process{Args: []string{"sh", "-c", "echo ${#BIG} ${#MORE}"}, Env: []string{"PATH=/bin", big, more}})
+	if out != "100000 100000\n" {
+		t.Errorf("exec: got %q", out)
+	}
+	time.Sleep(50 * time.Millisecond)
+	must(t, k.Kill(unix.SIGKILL))
+	await(t, k)
+	if out, _ := wait(); out != "100000 100000\n300\n" {
+		t.Errorf("got %q", out)
+	}
+}
+
 // A tmpfs where the image has nothing is for everybody; else it is as the
 // directory that it covers.
 func TestTmpfsMode(t *testing.T) {
@@ -204,6 +234,16 @@ func TestPauseStatsUpdate(t *testing.T) {
 		t.Error(err)
 	} else {
 		unix.Close(fd)
+	}
+}
+
+func TestPausedIsKilled(t *testing.T) {
+	b := newBench(t)
+	k := b.start(b.bundle("sleep", "1000"))
+	must(t, k.Pause())
+	must(t, k.Kill(unix.SIGKILL))
+	if st := await(t, k); st.Code != 137 {
+		t.Errorf("exit %d", st.Code)
 	}
 }
 

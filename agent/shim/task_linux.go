@@ -225,7 +225,8 @@ func (t *task) Start(ctx context.Context) error {
 	return nil
 }
 
-// Kill implements [model.Task]. A container that has ended is a Conflict.
+// Kill implements [model.Task]. A container that has ended is a Conflict; one
+// that is paused is resumed to die of SIGKILL.
 func (t *task) Kill(sig syscall.Signal) error {
 	if t.pidfd == nil || t.ended() {
 		return t.notRunning()
@@ -233,6 +234,12 @@ func (t *task) Kill(sig syscall.Signal) error {
 	err := t.signal(sig)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
 		return t.notRunning()
+	}
+	if err == nil && sig == unix.SIGKILL {
+		err = t.group.Thaw()
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			err = nil // gone already
+		}
 	}
 	if err != nil {
 		return fault.Internal.Errorf("kill container %s: %w", t.id, err)

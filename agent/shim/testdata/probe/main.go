@@ -61,7 +61,7 @@ func caps(allowed string) {
 			}
 			for fd := 3; fd < 40; fd++ {
 				l, err := os.Readlink(fmt.Sprintf("/proc/%s/fd/%d", n, fd))
-				if err == nil && strings.HasPrefix(l, "/") && !strings.HasPrefix(l, "/dev/null") && !strings.HasPrefix(l, "/proc") && !strings.HasPrefix(l, "/memfd:") {
+				if err == nil && strings.HasPrefix(l, "/") && !strings.HasPrefix(l, "/dev/null") && !strings.HasPrefix(l, "/proc") && !strings.HasPrefix(l, "/memfd:") && l != "/tmp/stop" {
 					fmt.Println("FOUND fd", l)
 				}
 			}
