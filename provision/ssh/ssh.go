@@ -36,6 +36,9 @@ type Config struct {
 	Alias string
 	// Say, when set, is told of a host key that is seen for the first time.
 	Say func(format string, args ...any)
+	// KeepAlive is how often a silent host is asked for a sign of life, and
+	// how long it may take for it; 10 s when 0.
+	KeepAlive time.Duration
 }
 
 func (c Config) addr() string {
@@ -116,7 +119,11 @@ func Dial(ctx context.Context, c Config) (*Client, error) {
 	}
 	_ = conn.SetDeadline(time.Time{})
 	cl := &Client{Client: ssh.NewClient(sc, chans, reqs), stop: make(chan struct{}), done: make(chan struct{})}
-	go cl.keepAlive()
+	every := c.KeepAlive
+	if every == 0 {
+		every = keepAlive
+	}
+	go cl.keepAlive(every)
 	return cl, nil
 }
 
@@ -163,13 +170,13 @@ func isFinal(err error) bool {
 }
 
 // keepAlive closes a connection whose peer fell silent (F13, F27).
-func (c *Client) keepAlive() {
+func (c *Client) keepAlive(every time.Duration) {
 	defer close(c.done)
 	for {
 		select {
 		case <-c.stop:
 			return
-		case <-time.After(keepAlive):
+		case <-time.After(every):
 		}
 		alive := make(chan error, 1)
 		go func() {
@@ -181,7 +188,7 @@ func (c *Client) keepAlive() {
 			if err != nil {
 				return
 			}
-		case <-time.After(keepAlive):
+		case <-time.After(every):
 			_ = c.Client.Close()
 			return
 		case <-c.stop:
