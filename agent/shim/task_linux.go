@@ -333,6 +333,9 @@ func (t *task) Delete(ctx context.Context) error {
 	}
 	if t.client != nil {
 		_ = t.client.post(&wire.Message{Kind: wire.MsgShutdown})
+	}
+	err := t.group.Delete(ctx) // while the shim goes
+	if t.client != nil {
 		select {
 		case <-t.client.done:
 		case <-ctx.Done():
@@ -341,7 +344,6 @@ func (t *task) Delete(ctx context.Context) error {
 		}
 	}
 	t.work.Wait()
-	err := t.group.Delete(ctx)
 	t.closeFiles()
 	if err == nil {
 		cleanFiles(t.dir)
