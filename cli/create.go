@@ -173,11 +173,10 @@ func (p *program) createMany(ctx context.Context, spec lifecycle.Create, count i
 		names = append(names, one.Name)
 	}
 	return lifecycle.Each(ctx, names, 16, func(ctx context.Context, name string) error {
-		err := p.m.Create(ctx, specs[name])
-		if err == nil {
-			p.say("%s: created", name)
+		if err := p.m.Named(name).Create(ctx, specs[name]); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		return err
+		return nil
 	})
 }
 

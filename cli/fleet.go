@@ -89,7 +89,7 @@ func (p *program) upOne(ctx context.Context, name string, want lifecycle.Create,
 		p.say("%s: would be created", name)
 		return nil
 	}
-	return p.m.Create(ctx, want)
+	return p.m.Named(name).Create(ctx, want)
 }
 
 func (p *program) upStart(ctx context.Context, name string, dry bool) error {
@@ -109,7 +109,7 @@ func (p *program) upStart(ctx context.Context, name string, dry bool) error {
 		p.say("%s: would be started", name)
 		return nil
 	}
-	err = p.m.Start(ctx, name)
+	err = p.m.Named(name).Start(ctx, name)
 	if errors.Is(err, lifecycle.ErrAlready) {
 		return nil
 	}

@@ -35,6 +35,14 @@ type Manager struct {
 	Certs CertPaths
 }
 
+// Named returns a manager that puts a machine's name before each line of
+// progress, for work on many machines at once.
+func (m *Manager) Named(name string) *Manager {
+	one := *m
+	one.Say = func(format string, args ...any) { m.Say("%s | %s", name, fmt.Sprintf(format, args...)) }
+	return &one
+}
+
 // A PreCreateError is a driver's refusal before anything was made.
 type PreCreateError struct{ Err error }
 
