@@ -50,7 +50,7 @@ func TestMutatedLayers(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	top := t.TempDir()
-	for n := range 2000 {
+	for n := range 600 {
 		b := bytes.Clone(seeds[r.IntN(len(seeds))])
 		if r.IntN(2) == 0 {
 			b = append(b[:len(b)-1024], seeds[r.IntN(len(seeds))]...)
