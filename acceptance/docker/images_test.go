@@ -136,3 +136,40 @@ func TestF28KilledInPull(t *testing.T) {
 	stop()
 	e.Audit()
 }
+
+// TestF28KilledInLoad: the same for load and for removal; what was half done
+// leaves nothing on the disk.
+func TestF28KilledInLoad(t *testing.T) {
+	e := start(t)
+	tar := filepath.Join(e.Dir, "x.tar")
+	e.Run("run", "--name", "cc", "busybox", "sh", "-c", "for i in 1 2 3; do dd if=/dev/urandom of=/a$i bs=1M count=15 2>/dev/null; done; md5sum /a* >/sum")
+	e.Run("commit", "cc", "big:1")
+	e.Run("save", "-o", tar, "big:1")
+	e.Run("rm", "cc")
+	for i := range 8 {
+		args := []string{"load", "-i", tar}
+		if i%2 == 0 {
+			args = []string{"rmi", "big:1"}
+		}
+		c := e.Docker(args...)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		e.HostRun("sleep", fmt.Sprint(float64(i%2*i*i+i)*0.01))
+		e.Kill()
+		c.Wait()
+		e.Start()
+		if e.Try("inspect", "big:1").Code == 0 {
+			equal(t, "whole", e.Run("run", "--rm", "big:1", "sh", "-c", "md5sum -c /sum | grep -c OK"), "3")
+		} else {
+			e.Run("load", "-i", tar)
+		}
+		for _, d := range []string{"staging", "trash"} {
+			e.Eventually(d+" is empty", func() bool {
+				list, err := os.ReadDir(filepath.Join(e.Dir, "data", d))
+				return err == nil && len(list) == 0
+			})
+		}
+	}
+	e.Audit()
+}

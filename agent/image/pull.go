@@ -352,15 +352,18 @@ func (p *pull) receive(ctx context.Context, i int, w model.BlobWriter) (_ model.
 			return nil, err
 		}
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	start := w.Offset()
 	net, err := p.s.o.Source.Blob(ctx, p.repo(), d, start, p.auth)
 	if err != nil {
+		cancel()
 		return nil, p.denied(err)
 	}
 	defer net.Close()
 	m := &meter{p: p, id: short(d.Digest), total: d.Size, n: start}
 	in := archive.Ahead(ctx, io.MultiReader(w.Reader(), &tee{r: net, w: w, m: m}))
 	defer in.Close()
+	defer cancel() // first of all: a read that waits for the registry ends
 	g, err := p.s.o.Layers.Stage(ctx, in)
 	if err != nil {
 		return nil, err
