@@ -29,43 +29,9 @@ func (m *Manager) resolveMounts(ctx context.Context, r *Record, img *model.Image
 	if err := m.volumesFrom(r, at); err != nil {
 		return err
 	}
-	explicit := map[string]Mount{}
-	add := func(mt Mount) error {
-		if _, dup := explicit[mt.Destination]; dup {
-			return fault.Invalid.Errorf("Duplicate mount point: %s", mt.Destination)
-		}
-		explicit[mt.Destination] = mt
-		return nil
-	}
-	for _, b := range r.HostConfig.Binds {
-		mt, err := parseBind(b, r.HostConfig.VolumeDriver)
-		if err != nil {
-			return err
-		}
-		if err := add(mt); err != nil {
-			return err
-		}
-	}
-	for _, spec := range r.HostConfig.Mounts {
-		mt, err := parseMount(spec)
-		if err != nil {
-			return err
-		}
-		if err := add(mt); err != nil {
-			return err
-		}
-	}
-	for dst, opts := range r.HostConfig.Tmpfs {
-		dst, err := mustAbs(dst)
-		if err != nil {
-			return err
-		}
-		if err := checkTmpfs(opts); err != nil {
-			return err
-		}
-		if err := add(Mount{Type: mount.TypeTmpfs, Destination: dst, RW: true, TmpfsData: opts}); err != nil {
-			return err
-		}
+	explicit, err := explicitMounts(r)
+	if err != nil {
+		return err
 	}
 	for dst := range r.Config.Volumes {
 		dst, err := mustAbs(dst)
@@ -90,6 +56,49 @@ func (m *Manager) resolveMounts(ctx context.Context, r *Record, img *model.Image
 		r.Mounts = append(r.Mounts, mt)
 	}
 	return nil
+}
+
+// explicitMounts are -v, --mount and --tmpfs; a destination may come once.
+func explicitMounts(r *Record) (map[string]Mount, error) {
+	explicit := map[string]Mount{}
+	add := func(mt Mount) error {
+		if _, dup := explicit[mt.Destination]; dup {
+			return fault.Invalid.Errorf("Duplicate mount point: %s", mt.Destination)
+		}
+		explicit[mt.Destination] = mt
+		return nil
+	}
+	for _, b := range r.HostConfig.Binds {
+		mt, err := parseBind(b, r.HostConfig.VolumeDriver)
+		if err != nil {
+			return nil, err
+		}
+		if err := add(mt); err != nil {
+			return nil, err
+		}
+	}
+	for _, spec := range r.HostConfig.Mounts {
+		mt, err := parseMount(spec)
+		if err != nil {
+			return nil, err
+		}
+		if err := add(mt); err != nil {
+			return nil, err
+		}
+	}
+	for dst, opts := range r.HostConfig.Tmpfs {
+		dst, err := mustAbs(dst)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkTmpfs(opts); err != nil {
+			return nil, err
+		}
+		if err := add(Mount{Type: mount.TypeTmpfs, Destination: dst, RW: true, TmpfsData: opts}); err != nil {
+			return nil, err
+		}
+	}
+	return explicit, nil
 }
 
 // checkProc refuses mounts over /proc and in it, but for the files that lxcfs

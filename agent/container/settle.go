@@ -21,16 +21,7 @@ const minMemory = 6 << 20
 // settleHost fills in the defaults of a host config and checks it.
 func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error) {
 	d := m.o.Defaults
-	if hc.LogConfig.Type == "" {
-		hc.LogConfig.Type = d.LogConfig.Type
-		if hc.LogConfig.Config == nil {
-			hc.LogConfig.Config = d.LogConfig.Config
-		}
-	}
-	if hc.LogConfig.Config == nil {
-		hc.LogConfig.Config = map[string]string{}
-	}
-	if _, err := logConfig("", hc.LogConfig, nil); err != nil {
+	if err := m.settleLog(hc); err != nil {
 		return nil, err
 	}
 	if hc.ShmSize == 0 {
@@ -80,6 +71,22 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 		return nil, err
 	}
 	return append(warn, w...), checkPorts(hc)
+}
+
+// settleLog gives the container the engine's log driver when it names none.
+func (m *Manager) settleLog(hc *container.HostConfig) error {
+	d := m.o.Defaults.LogConfig
+	if hc.LogConfig.Type == "" {
+		hc.LogConfig.Type = d.Type
+		if hc.LogConfig.Config == nil {
+			hc.LogConfig.Config = d.Config
+		}
+	}
+	if hc.LogConfig.Config == nil {
+		hc.LogConfig.Config = map[string]string{}
+	}
+	_, err := logConfig("", hc.LogConfig, nil)
+	return err
 }
 
 // settleModes checks the namespace modes and turns container names to ids.
