@@ -10,9 +10,10 @@ HOSTARCH := $(shell go env GOARCH)
 SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/null)) go.mod go.sum
 
 .SECONDARY:
-.PHONY: build shims agents test race lint bench demo demo-clean accept clean
+# make help lists the targets
+.PHONY: help build shims agents test race lint bench demo demo-clean accept clean
 
-build: bin/machine bin/agent
+build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
 # the per-container process, carried by the agent
 shims: $(ARCHS:%=agent/shim/embed/shim-%)
@@ -33,22 +34,24 @@ bin/agent: bin/agent-linux-$(HOSTARCH)
 bin/machine: $(SOURCES) agents
 	$(GO) -ldflags '$(CLIFLAGS)' -o $@ ./cli/machine
 
-test: build
+test: build ## all tests, isolated, with a summary
 	scripts/dev/test.sh ./...
-race: build
+race: build ## the same under the race detector
 	CGO_ENABLED=1 RETRY=0 scripts/dev/isolated.sh env CGO_ENABLED=1 go test -race -count=1 -p 2 -timeout 25m ./...
-lint:
+lint: ## gofmt, vet, also for darwin and windows
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	GOOS=darwin go vet ./cli/... ./drivers/... ./provision/... ./certs/...
 	GOOS=windows go vet ./cli/... ./drivers/... ./provision/... ./certs/...
-accept: build
+accept: build ## the acceptance tests alone
 	scripts/dev/test.sh ./acceptance/...
-bench: build
+bench: build ## the table of budgets, beside dockerd where it is installed
 	scripts/dev/isolated.sh go test -run '^$$' -bench . -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
-demo:
+demo: ## from a clean clone to a container on its published port
 	scripts/demo.sh
-demo-clean:
+demo-clean: ## take the demo's machine away
 	scripts/demo.sh clean
-clean:
+clean: ## remove what was built
 	rm -rf bin provision/embed/agent-linux-* agent/shim/embed/shim-*
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
