@@ -88,6 +88,9 @@ func (a *systemAPI) events(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	if r.query("since") != "" && since.IsZero() { // "0": all that is remembered
+		since = time.Unix(0, 0)
+	}
 	if !until.IsZero() && !since.IsZero() && until.Before(since) {
 		return fault.Invalid.Errorf("`since` time (%v) cannot be after `until` time (%v)", since.Unix(), until.Unix())
 	}

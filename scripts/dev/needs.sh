@@ -15,6 +15,7 @@ want xz xz-utils
 want unshare util-linux
 want docker docker-cli
 [ -e /usr/bin/docker-registry ] || need="$need docker-registry"
+[ -d /usr/lib/python3/dist-packages/docker ] || need="$need python3-docker"
 [ -n "$need" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
 	echo "needs.sh: missing:$need; run as root, or install them" >&2

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -85,11 +87,37 @@ func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, 
 		conn.Close()
 		return nil, err
 	}
+	if strings.HasPrefix(r.UserAgent(), "docker-sdk-python") {
+		awaitRead(conn)
+	}
 	c := &Conn{Conn: conn, r: conn}
 	if n := buf.Reader.Buffered(); n > 0 {
 		c.r = io.MultiReader(io.LimitReader(buf.Reader, int64(n)), conn)
 	}
 	return c, nil
+}
+
+// awaitRead waits, not for long, until a unix socket's peer has read what was
+// sent. docker-py reads the head of an answer by a buffered reader, which it
+// then drops with all that came in the same read: an engine that is quick
+// would have its first output lost.
+func awaitRead(c net.Conn) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return
+	}
+	for range 200 {
+		unread := 0
+		raw.Control(func(fd uintptr) { unread, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		if unread == 0 {
+			return
+		}
+		time.Sleep(250 * time.Microsecond)
+	}
 }
 
 // A Mux writes frames of several streams to one writer. Its writers may be
