@@ -426,6 +426,9 @@ func TestRemoveDeep(t *testing.T) {
 		fd = next
 	}
 	unix.Close(fd)
+	if err := Pack(context.Background(), io.Discard, openDir(t, top), "/", PackOptions{}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("packed: %v", err)
+	}
 	if err := RemoveChildren(top); err != nil {
 		t.Fatal(err)
 	}

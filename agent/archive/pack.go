@@ -52,12 +52,13 @@ func Pack(ctx context.Context, w io.Writer, root *os.File, name string, o PackOp
 type inode struct{ dev, ino uint64 }
 
 type packer struct {
-	ctx  context.Context
-	tw   *tar.Writer
-	o    PackOptions
-	buf  []byte
-	seen map[inode]string // files with several names
-	n    int
+	ctx   context.Context
+	tw    *tar.Writer
+	o     PackOptions
+	buf   []byte
+	seen  map[inode]string // files with several names
+	n     int
+	depth int
 }
 
 func (p *packer) all(root int, name string) error {
@@ -233,7 +234,15 @@ func (p *packer) dir(fd int, as, rel string) error {
 	return p.children(fd, as, rel)
 }
 
+// maxNesting bounds the directories below each other that are packed: each
+// holds a descriptor, and a container may nest without end.
+const maxNesting = 1000
+
 func (p *packer) children(fd int, as, rel string) error {
+	if p.depth++; p.depth > maxNesting {
+		return fault.Invalid.Errorf("pack %.100q...: directories nest deeper than %d", as, maxNesting)
+	}
+	defer func() { p.depth-- }()
 	if p.o.Whiteouts && isOpaque(fd) {
 		h := &tar.Header{Name: join(as, whiteoutOpaque), Typeflag: tar.TypeReg, Format: tar.FormatPAX}
 		if err := p.tw.WriteHeader(h); err != nil {
