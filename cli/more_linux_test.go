@@ -140,3 +140,34 @@ func TestSystemdHost(t *testing.T) {
 	must(t, "provision", "web")
 	must(t, "config", "web")
 }
+
+// TestForwardDrop: on a computer whose firewall forwards nothing, as one with
+// Docker, machines get out all the same; their rules go with the last one.
+func TestForwardDrop(t *testing.T) {
+	hosts.Isolated(t)
+	ipt := func(args ...string) string {
+		out, err := exec.Command("iptables", args...).CombinedOutput()
+		if err != nil {
+			t.Skipf("iptables: %s", out)
+		}
+		return string(out)
+	}
+	ipt("-P", "FORWARD", "DROP")
+	t.Cleanup(func() { _ = exec.Command("iptables", "-P", "FORWARD", "ACCEPT").Run() })
+	h := hosts.New(t) // is on the other side of this computer
+	t.Setenv("MACHINE_AGENT", hosts.FakeAgent(t, "fake-1"))
+	newStore(t)
+	must(t, "create", "-d", "local", "dev")
+	if got := must(t, "ssh", "dev", "exec 3<>/dev/tcp/"+h.IP+"/22 && head -c 4 <&3"); got != "SSH-" {
+		t.Errorf("a machine does not get out: %q", got)
+	}
+	must(t, "restart", "dev")
+	if n := strings.Count(ipt("-S", "FORWARD"), "machine0"); n != 2 {
+		t.Errorf("%d rules, want 2:\n%s", n, ipt("-S", "FORWARD"))
+	}
+	must(t, "rm", "-y", "dev")
+	if got := ipt("-S", "FORWARD"); strings.Contains(got, "machine0") {
+		t.Errorf("rules are left:\n%s", got)
+	}
+	noTrace(t)
+}

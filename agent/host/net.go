@@ -60,6 +60,7 @@ func attach(c Config, u *undo.Stack) (card, error) {
 	if err := ensureForwarding(); err != nil {
 		return card{}, err
 	}
+	allowForward()
 	a := ip.As4()
 	return card{
 		ip: ip, gateway: pool.Addr().Next(), prefix: pool.Bits(),
@@ -296,6 +297,7 @@ func cleanNetwork() error {
 		errs = append(errs, netlink.LinkDel(link))
 	}
 	errs = append(errs, removeNAT())
+	forbidForward()
 	mark := filepath.Join(runDir, "forward-was-off")
 	if _, err := os.Stat(mark); err == nil {
 		errs = append(errs, os.WriteFile(forwardCtl, []byte("0"), 0o644), os.Remove(mark))
