@@ -362,6 +362,56 @@ func TestJoinedNamespaces(t *testing.T) {
 	}
 }
 
+// A container in another's PID namespace is a container like others.
+func TestJoinedPIDNamespace(t *testing.T) {
+	b := newBench(t)
+	host := b.start(b.bundle("sleep", "1000"))
+	joined := func(args ...string) *model.Bundle {
+		bu := b.bundle(args...)
+		bu.Spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", host.Pid())},
+			{Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace}}
+		return bu
+	}
+	out, _, st := b.run(joined("sh", "-c", "ps | grep -c 'sleep [1]000'; grep CapEff /proc/self/status; ls /proc/$$/fd; exit 9"))
+	if out != "1\nCapEff:\t00000000a80425fb\n0\n1\n2\n" || st.Code != 9 {
+		t.Errorf("got %q %+v", out, st)
+	}
+	k := b.start(joined("sleep", "2000"))
+	if out, _, _ := execIn(t, k, model.Process{Args: []string{"sh", "-c", "ps | grep -c 'sleep [12]000'"}}); out != "2\n" {
+		t.Errorf("exec: got %q", out)
+	}
+	if pids, err := k.Pids(); err != nil || len(pids) != 1 || pids[0] != k.Pid() {
+		t.Errorf("pids %v %v, want %d", pids, err, k.Pid())
+	}
+	must(t, k.Kill(unix.SIGTERM)) // it is no init there: the signal works
+	if st := await(t, k); st.Code != 143 {
+		t.Errorf("got %+v", st)
+	}
+	bu := joined("sh", "-c", "tty; echo $$ >/dev/tty; exit 3")
+	bu.Process.TTY = true
+	if out, _, st := b.run(bu); !strings.HasPrefix(out, "/dev/pts/0") || st.Code != 3 || strings.Contains(out, "tty:") {
+		t.Errorf("terminal: got %q %+v", out, st)
+	}
+	k = b.create(joined("nonesuch"))
+	if err := k.Start(ctxOf(t)); err == nil || !strings.Contains(err.Error(), "executable file not found in $PATH") {
+		t.Errorf("got %v", err)
+	}
+	await(t, k)
+	b.write("junk", "\x01\x02", 0o755)
+	k = b.create(joined("/junk"))
+	if err := k.Start(ctxOf(t)); err == nil || !strings.Contains(err.Error(), "exec format error") {
+		t.Errorf("got %v", err)
+	}
+	await(t, k)
+	for range 50 {
+		if _, _, st := b.run(joined("true")); st.Code != 0 {
+			t.Errorf("got %+v", st)
+		}
+	}
+	k = b.create(joined("true"))
+	must(t, k.Delete(ctxOf(t)))
+}
+
 func TestCgroupNamespace(t *testing.T) {
 	b := newBench(t)
 	got := b.sh(`grep memory /proc/self/cgroup`, func(bu *model.Bundle) {
