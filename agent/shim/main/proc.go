@@ -99,6 +99,11 @@ func (s *shim) openLog() (err error) {
 // fork makes the process that will be the container's init. Namespaces that
 // are joined by path are joined by a thread that ends afterwards, so that this
 // process itself stays where it is.
+//
+// In a PID namespace that is joined (--pid container:X) the stage is seen by
+// X's processes while it sets up. They cannot touch it unless X was given
+// CAP_SYS_PTRACE. It cannot wait outside, as an exec does: before Linux 6.17 a
+// procfs shows only its maker's own namespace.
 func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 	p := &s.prog
 	fds, err := rootfs.Detach(p)
