@@ -19,9 +19,17 @@ const (
 	goodRun      = 10 * time.Second // a run this long starts the back-off over
 )
 
+// A run is one life of a container, from start to exit.
+type run struct {
+	booked chan struct{} // closed when its end is booked and told of
+	ended  chan struct{} // closed when all that it held is free
+}
+
+func newRun() *run { return &run{make(chan struct{}), make(chan struct{})} }
+
 // monitor books the end of one run: state, networks, events, waiters, and
 // what the restart policy wants.
-func (c *Container) monitor(task model.Task, ended chan struct{}) {
+func (c *Container) monitor(task model.Task, run *run) {
 	select {
 	case <-task.Done():
 	case <-c.m.ctx.Done(): // the agent ends; the container goes on
@@ -33,7 +41,7 @@ func (c *Container) monitor(task model.Task, ended chan struct{}) {
 	r := c.rec.Load()
 	ran := x.At.Sub(r.State.StartedAt)
 	restart := c.wantsRestart(r, x)
-	c.cleanRun(ctx, r, task)
+	c.leaveNetworks(ctx, r)
 	c.bookExit(x, restart)
 	if x.OOMKilled {
 		c.event(events.ActionOOM)
@@ -47,7 +55,7 @@ func (c *Container) monitor(task model.Task, ended chan struct{}) {
 		c.wake(condNotRunning, x.Code, "")
 	}
 	c.mu.Unlock()
-	close(ended)
+	close(run.booked)
 	switch {
 	case restart:
 		c.scheduleRestart(ran)
@@ -58,10 +66,16 @@ func (c *Container) monitor(task model.Task, ended chan struct{}) {
 			}
 		})
 	}
+	// Only the next start waits for what the kernel takes its time to free.
+	if err := task.Delete(ctx); err != nil {
+		c.m.o.Log.Error("clean up task", "container", c.id, "error", err)
+	}
+	close(run.ended)
 }
 
-// cleanRun gives back what the run held.
-func (c *Container) cleanRun(ctx context.Context, r *Record, task model.Task) {
+// leaveNetworks gives addresses and ports back: whoever hears of the end may
+// want them at once.
+func (c *Container) leaveNetworks(ctx context.Context, r *Record) {
 	log := c.m.o.Log.With("container", c.id)
 	c.mu.Lock()
 	eps := c.endpoints
@@ -78,9 +92,6 @@ func (c *Container) cleanRun(ctx context.Context, r *Record, task model.Task) {
 		if err := c.m.o.Networks.RemoveSandbox(ctx, r.SandboxKey); err != nil {
 			log.Error("remove network namespace", "error", err)
 		}
-	}
-	if err := task.Delete(ctx); err != nil {
-		log.Error("clean up task", "error", err)
 	}
 }
 

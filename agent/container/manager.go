@@ -85,8 +85,8 @@ type Container struct {
 	task      model.Task
 	endpoints map[string]*model.Endpoint // by network name, while running
 	waiters   []waiter
-	ended     chan struct{} // closed when the monitor of the present run is done
-	stopping  bool          // an act wants it stopped: no restart
+	run       *run // the present one or the last
+	stopping  bool // an act wants it stopped: no restart
 	stopRetry context.CancelFunc
 	exitCode  int // of the last end, for waiters
 	streak    int // restarts in a row, for the back-off

@@ -133,12 +133,12 @@ func (c *Container) claimVolumes(r *Record) {
 
 // adopt takes a running or ended task over from the agent before.
 func (c *Container) adopt(task model.Task, eps map[string]*model.Endpoint) {
-	ended := make(chan struct{})
+	rn := newRun()
 	c.mu.Lock()
-	c.endpoints, c.ended = eps, ended
+	c.endpoints, c.run = eps, rn
 	c.mu.Unlock()
 	c.note(func(r *Record) { r.State.Pid = task.Pid() })
-	c.watch(task, ended)
+	c.watch(task, rn)
 }
 
 // bury books a container whose shim is gone: the host was rebooted, or the

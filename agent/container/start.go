@@ -62,6 +62,7 @@ func (c *Container) start(ctx context.Context) (err error) {
 			c.bookFailure(failed)
 		}
 	}()
+	c.free(ctx)
 	u.Add(func() error { os.Remove(m.taskDir(c.id)); return nil }) // empty by then
 	if err := m.useVolumes(ctx, r); err != nil {
 		return err
@@ -93,7 +94,7 @@ func (c *Container) start(ctx context.Context) (err error) {
 	if err := m.writeNetFiles(ctx, r, eps); err != nil {
 		return err
 	}
-	if err := c.run(ctx, r, task, eps, key); err != nil {
+	if err := c.launch(ctx, r, task, eps, key); err != nil {
 		return err
 	}
 	u.Keep()
@@ -126,11 +127,11 @@ func (c *Container) assemble(ctx context.Context, r *Record, b *model.Bundle, u 
 	return t.t, eps, nil
 }
 
-// run books the container as running, then lets its program go.
-func (c *Container) run(ctx context.Context, r *Record, task model.Task, eps map[string]*model.Endpoint, key string) error {
-	ended := make(chan struct{})
+// launch books the container as running, then lets its program go.
+func (c *Container) launch(ctx context.Context, r *Record, task model.Task, eps map[string]*model.Endpoint, key string) error {
+	rn := newRun()
 	c.mu.Lock()
-	c.task, c.endpoints, c.ended = task, eps, ended
+	c.task, c.endpoints, c.run = task, eps, rn
 	c.connectPending(task)
 	err := c.setLocked(func(n *Record) {
 		n.SandboxKey = key
@@ -149,17 +150,18 @@ func (c *Container) run(ctx context.Context, r *Record, task model.Task, eps map
 		c.mu.Lock()
 		c.task, c.endpoints = nil, nil
 		c.mu.Unlock()
-		close(ended)
+		close(rn.booked)
+		close(rn.ended)
 		return err
 	}
 	c.event(events.ActionStart)
-	c.watch(task, ended)
+	c.watch(task, rn)
 	return nil
 }
 
 // watch starts the monitor and the health probes of a running task.
-func (c *Container) watch(task model.Task, ended chan struct{}) {
-	c.m.bg.Go(func() { c.monitor(task, ended) })
+func (c *Container) watch(task model.Task, rn *run) {
+	c.m.bg.Go(func() { c.monitor(task, rn) })
 	c.startHealth(task)
 }
 
@@ -400,17 +402,37 @@ func (c *Container) running() (model.Task, error) {
 	return c.task, nil
 }
 
-// goneSoon waits, but not for ever, for the monitor of a run that has ended.
+// goneSoon waits, but not for ever, until the end of a run has been booked.
 func (c *Container) goneSoon(ctx context.Context) {
-	c.mu.Lock()
-	ended := c.ended
-	c.mu.Unlock()
-	if ended == nil {
-		return
+	if rn := c.lastRun(); rn != nil {
+		await(ctx, rn.booked)
 	}
+}
+
+// free waits, but not for ever, until the last run has given all back.
+func (c *Container) free(ctx context.Context) {
+	if rn := c.lastRun(); rn != nil {
+		await(ctx, rn.ended)
+	}
+}
+
+func (c *Container) lastRun() *run {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.run
+}
+
+func await(ctx context.Context, ch <-chan struct{}) {
 	select {
-	case <-ended:
+	case <-ch:
+		return
+	default:
+	}
+	t := time.NewTimer(10 * time.Second)
+	defer t.Stop()
+	select {
+	case <-ch:
 	case <-ctx.Done():
-	case <-time.After(10 * time.Second):
+	case <-t.C:
 	}
 }
