@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-images powercut fuzz demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -47,6 +47,8 @@ accept: build ## the acceptance tests alone
 	scripts/dev/test.sh ./acceptance/...
 bench: build ## the table of budgets, beside dockerd where it is installed
 	scripts/dev/isolated.sh go test -run '^$$' -bench . -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
+bench-images: bin/agent ## rates of load, save, push and pull beside dockerd's; BENCH_IMAGE_ROUNDS=1
+	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench BenchmarkImages -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
 demo: ## from a clean clone to a container on its published port
 	scripts/demo.sh
 demo-clean: ## take the demo's machine away

@@ -29,6 +29,8 @@ type side struct {
 	// memory is the PSS of the engine's own processes in bytes, and of those
 	// that hold containers.
 	memory func() (engine, holders float64, err error)
+	// holder holds the host of a peer.
+	holder int
 }
 
 func newSide(socket, shared string) *side {
@@ -45,12 +47,19 @@ func (s *side) do(method, path, body string) (string, error) {
 	return s.send(method, path, "application/json", strings.NewReader(body))
 }
 
-func (s *side) send(method, path, kind string, body io.Reader) (string, error) {
+func newRequest(method, path, kind string, body io.Reader) (*http.Request, error) {
 	req, err := http.NewRequest(method, "http://engine/v1.41"+path, body)
+	if err == nil {
+		req.Header.Set("Content-Type", kind)
+	}
+	return req, err
+}
+
+func (s *side) send(method, path, kind string, body io.Reader) (string, error) {
+	req, err := newRequest(method, path, kind, body)
 	if err != nil {
 		return "", err
 	}
-	req.Header.Set("Content-Type", kind)
 	resp, err := s.c.Do(req)
 	if err != nil {
 		return "", err
@@ -265,6 +274,7 @@ wait`, program, socket, dir, dir, dir, filepath.Base(dir))
 		}
 	})
 	s := newSide(socket, dir)
+	s.holder = c.Process.Pid
 	s.memory = func() (own, holders float64, err error) {
 		if own, err = pssOf("dockerd", "containerd"); err != nil {
 			return 0, 0, err
