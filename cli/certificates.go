@@ -14,9 +14,12 @@ import (
 
 func (p *program) certificatesCommand() *cli.Command {
 	return &cli.Command{Name: "certificates", Usage: "Show how long certificates are good, and renew those that end soon", ArgsUsage: "[arg...]",
-		Flags: []cli.Flag{&cli.BoolFlag{Name: "renew", Usage: "renew what has lived two thirds of its time; no engine is restarted"}},
+		Flags: []cli.Flag{filterFlag(), &cli.BoolFlag{Name: "renew", Usage: "renew what has lived two thirds of its time; no engine is restarted"}},
 		Action: func(c *cli.Context) error {
-			names := c.Args().Slice()
+			names, err := p.chosen(c)
+			if err != nil {
+				return err
+			}
 			if len(names) == 0 {
 				all, err := p.m.Store.Names()
 				if err != nil {
@@ -76,7 +79,7 @@ var completionScripts = map[string]string{
 		COMPREPLY=($(compgen -W "%[2]s" -- "$cur"))
 	else
 		case ${COMP_WORDS[1]} in
-		create|apply|down|completion|import|help) COMPREPLY=() ;;
+		create|apply|plan|down|completion|import|help) COMPREPLY=() ;;
 		*) COMPREPLY=($(compgen -W "$(%[1]s ls -q 2>/dev/null)" -- "$cur")) ;;
 		esac
 	fi
@@ -89,7 +92,7 @@ _machine() {
 		compadd -- %[2]s
 	else
 		case ${words[2]} in
-		create|apply|down|completion|import|help) _files ;;
+		create|apply|plan|down|completion|import|help) _files ;;
 		*) compadd -- ${(f)"$(%[1]s ls -q 2>/dev/null)"} ;;
 		esac
 	fi
@@ -97,16 +100,28 @@ _machine() {
 compdef _machine %[1]s
 `,
 	"fish": `complete -c %[1]s -f -n __fish_use_subcommand -a "%[2]s"
-complete -c %[1]s -f -n "not __fish_use_subcommand; and not __fish_seen_subcommand_from create apply down completion import help" -a "(%[1]s ls -q 2>/dev/null)"
+complete -c %[1]s -f -n "not __fish_use_subcommand; and not __fish_seen_subcommand_from create apply plan down completion import help" -a "(%[1]s ls -q 2>/dev/null)"
+`,
+	"powershell": `Register-ArgumentCompleter -Native -CommandName %[1]s -ScriptBlock {
+	param($word, $ast, $cursor)
+	$parts = @($ast.CommandElements | ForEach-Object { $_.ToString() })
+	$at = $parts.Count - $(if ($word) { 1 } else { 0 })
+	$offer = if ($at -le 1) { "%[2]s".Trim() -split ' ' }
+		elseif (@('create', 'apply', 'plan', 'down', 'completion', 'import', 'help') -contains $parts[1]) { @() }
+		else { @(& %[1]s ls -q 2>$null) }
+	$offer | Where-Object { $_ -like "$word*" } | ForEach-Object {
+		[System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_)
+	}
+}
 `,
 }
 
 func (p *program) completionCommand() *cli.Command {
-	return &cli.Command{Name: "completion", Usage: "Print a completion script for bash, zsh or fish", ArgsUsage: "SHELL",
+	return &cli.Command{Name: "completion", Usage: "Print a completion script for bash, zsh, fish or powershell", ArgsUsage: "SHELL",
 		Action: func(c *cli.Context) error {
 			script, ok := completionScripts[c.Args().First()]
 			if !ok {
-				return errors.New("completion: name a shell: bash, zsh or fish")
+				return errors.New("completion: name a shell: bash, zsh, fish or powershell")
 			}
 			names := ""
 			for _, cmd := range c.App.Commands {

@@ -181,6 +181,14 @@ func defaultStore() string {
 	return filepath.Join(home, ".docker", "machine")
 }
 
+// dockerDir is the docker client's folder.
+func dockerDir() string {
+	if d := os.Getenv("DOCKER_CONFIG"); d != "" {
+		return d
+	}
+	return filepath.Dir(defaultStore())
+}
+
 // before opens the store with the global flags.
 func (p *program) before(c *cli.Context) error {
 	if v := os.Getenv("MACHINE_DEBUG"); v != "" {
@@ -206,6 +214,7 @@ func (p *program) before(c *cli.Context) error {
 			Cert: c.String("tls-client-cert"), Key: c.String("tls-client-key")},
 	}
 	p.m.Find = p.findPlugin
+	p.m.DockerDir = dockerDir()
 	return nil
 }
 
@@ -246,7 +255,7 @@ func (p *program) commands() []*cli.Command {
 		p.ipCommand(), p.killCommand(), p.lsCommand(), p.mountCommand(), p.provisionCommand(),
 		p.regenerateCommand(), p.restartCommand(), p.rmCommand(), p.scpCommand(), p.sshCommand(),
 		p.startCommand(), p.statusCommand(), p.stopCommand(), p.upgradeCommand(), p.urlCommand(),
-		p.versionCommand(), p.renameCommand(), p.certificatesCommand(), p.applyCommand(), p.downCommand(), p.execCommand(),
+		p.versionCommand(), p.renameCommand(), p.certificatesCommand(), p.applyCommand(), p.planCommand(), p.downCommand(), p.execCommand(),
 		p.exportCommand(), p.importCommand(), p.completionCommand(),
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -20,7 +22,7 @@ import (
 const driverVar = "MACHINE_DRIVER"
 
 func (p *program) createCommand() *cli.Command {
-	return &cli.Command{Name: "create", Usage: "Create a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "create", Usage: "Create a machine, or several", ArgsUsage: "NAME...",
 		Description: "Run '" + p.name + " create --driver name --help' to include the create flags for that driver in the help text.",
 		Flags:       sharedFlags(), Action: p.create}
 }
@@ -48,6 +50,7 @@ func sharedFlags() []cli.Flag {
 		&cli.StringFlag{Name: "swarm-addr", Usage: "addr to advertise for Swarm (default: detect and use the machine IP)"},
 		&cli.BoolFlag{Name: "swarm-experimental", Usage: "Enable Swarm experimental features"},
 		&cli.IntFlag{Name: "count", Usage: "Create NAME-1 to NAME-COUNT at once; {n} in the driver's options is the number"},
+		&cli.BoolFlag{Name: "context", Usage: "Make a docker context of the machine's name, too, and remove it with the machine"},
 		&cli.BoolFlag{Name: "resume", Usage: "Go on with a machine whose creation was cut off"},
 	}
 }
@@ -127,7 +130,7 @@ func (p *program) create(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.NArg() > 1 {
+	if c.NArg() > 1 && p.name == "docker-machine" {
 		return fmt.Errorf("Invalid command line. Found extra arguments %v", c.Args().Slice()[1:]) //nolint:staticcheck // docker-machine's words
 	}
 	if c.NArg() == 0 {
@@ -140,10 +143,10 @@ func (p *program) create(c *cli.Context) error {
 	}
 	spec := lifecycle.Create{
 		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c, name),
-		SANs: list(c, "tls-san"), Resume: c.Bool("resume"),
+		SANs: list(c, "tls-san"), Resume: c.Bool("resume"), Context: c.Bool("context"),
 	}
-	if c.IsSet("count") {
-		return p.createMany(c.Context, spec, c.Int("count"))
+	if c.IsSet("count") || c.NArg() > 1 {
+		return p.createMany(c, spec)
 	}
 	if err := p.m.Create(c.Context, spec); err != nil {
 		return err
@@ -152,32 +155,86 @@ func (p *program) create(c *cli.Context) error {
 	return nil
 }
 
-// createMany makes count machines at once.
-func (p *program) createMany(ctx context.Context, spec lifecycle.Create, count int) error {
-	if count < 1 || count > 1000 {
-		return fmt.Errorf("--count %d: must be 1 to 1000", count)
+// createMany makes all machines that the line names at once, count of each if
+// that is given, and ends with a summary.
+func (p *program) createMany(c *cli.Context, spec lifecycle.Create) error {
+	names, err := manyNames(c)
+	if err != nil {
+		return err
 	}
-	var names []string
+	for _, n := range names {
+		if !drivers.ValidName(n) {
+			return fmt.Errorf("%s: %w", n, lifecycle.ErrNameInvalid)
+		}
+		if p.m.Store.Exists(n) && !spec.Resume {
+			return fmt.Errorf("Docker machine %q already exists", n) //nolint:staticcheck // docker-machine's words
+		}
+	}
 	specs := map[string]lifecycle.Create{}
-	for n := 1; n <= count; n++ {
+	for i, n := range names {
 		one := spec
-		one.Name = fmt.Sprintf("%s-%d", spec.Name, n)
+		one.Name = n
 		one.Options = drivers.Options{}
 		for k, v := range spec.Options {
 			if s, ok := v.(string); ok {
-				v = strings.ReplaceAll(s, "{n}", strconv.Itoa(n))
+				v = strings.ReplaceAll(s, "{n}", strconv.Itoa(i+1))
 			}
 			one.Options[k] = v
 		}
-		specs[one.Name] = one
-		names = append(names, one.Name)
+		specs[n] = one
 	}
-	return lifecycle.Each(ctx, names, 16, func(ctx context.Context, name string) error {
-		if err := p.m.Named(name).Create(ctx, specs[name]); err != nil {
+	start := time.Now()
+	var mu sync.Mutex
+	var made, failed []string
+	err = lifecycle.Each(c.Context, names, 16, func(ctx context.Context, name string) error {
+		err := p.m.Named(name).Create(ctx, specs[name])
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			failed = append(failed, name)
 			return fmt.Errorf("%s: %w", name, err)
 		}
+		made = append(made, name)
 		return nil
 	})
+	p.summary(time.Since(start), made, failed)
+	return err
+}
+
+func (p *program) summary(took time.Duration, made, failed []string) {
+	natural := func(list []string) string {
+		sort.Slice(list, func(i, j int) bool { return naturalLess(list[i], list[j]) })
+		return strings.Join(list, " ")
+	}
+	if len(made) > 0 {
+		p.say("%d created in %v: %s", len(made), took.Round(100*time.Millisecond), natural(made))
+	}
+	if len(failed) > 0 {
+		p.say("%d failed: %s (`%s create --resume NAME` goes on, `%s rm NAME` cleans up)", len(failed), natural(failed), p.name, p.name)
+	}
+}
+
+// manyNames are the names on the line, numbered when there is a count.
+func manyNames(c *cli.Context) ([]string, error) {
+	var names []string
+	seen := map[string]bool{}
+	count := c.Int("count")
+	if c.IsSet("count") && (count < 1 || count > 1000) {
+		return nil, fmt.Errorf("--count %d: must be 1 to 1000", count)
+	}
+	for _, n := range c.Args().Slice() {
+		if seen[n] {
+			return nil, fmt.Errorf("machine %q is named twice", n)
+		}
+		seen[n] = true
+		if count == 0 {
+			names = append(names, n)
+		}
+		for i := 1; i <= count; i++ {
+			names = append(names, fmt.Sprintf("%s-%d", n, i))
+		}
+	}
+	return names, nil
 }
 
 // options are the driver's flags and the shared ones.

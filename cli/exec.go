@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"strings"
 	"sync"
 
@@ -18,7 +17,7 @@ import (
 )
 
 func (p *program) execCommand() *cli.Command {
-	return &cli.Command{Name: "exec", Usage: "Run a command on many machines at once", ArgsUsage: "NAME... -- COMMAND...",
+	return &cli.Command{Name: "exec", Usage: "Run a command on many machines at once", ArgsUsage: "[--filter KEY=VALUE] NAME... -- COMMAND...",
 		Description:     "Names may hold * and ?. Each line of output begins with its machine's name. Fails if one fails.",
 		SkipFlagParsing: true, Action: p.exec}
 }
@@ -36,7 +35,7 @@ func (p *program) exec(c *cli.Context) error {
 		_ = cli.ShowCommandHelp(parent(c), "exec")
 		return errors.New("exec: name machines, then --, then the command")
 	}
-	names, err := p.match(args[:cut])
+	names, err := p.execNames(args[:cut])
 	if err != nil {
 		return err
 	}
@@ -64,30 +63,46 @@ func (p *program) exec(c *cli.Context) error {
 	})
 }
 
-// match expands patterns to the names of machines. One that matches nothing is
-// an error.
+// execNames reads what stands before the --: names, patterns and --filter.
+func (p *program) execNames(args []string) (names []string, err error) {
+	app := cli.NewApp()
+	app.Writer, app.ErrWriter, app.HideHelp = io.Discard, io.Discard, true
+	app.Flags = []cli.Flag{filterFlag()}
+	app.DisableSliceFlagSeparator = true
+	app.ExitErrHandler = func(*cli.Context, error) {}
+	app.Action = func(c *cli.Context) error {
+		if len(c.StringSlice("filter")) == 0 {
+			names, err = p.match(c.Args().Slice())
+		} else {
+			names, err = p.chosen(c)
+		}
+		return err
+	}
+	flags, rest := []string{"exec"}, []string{"--"}
+	for len(args) > 0 {
+		n := 1
+		if args[0] == "--filter" || args[0] == "-filter" {
+			n = min(2, len(args))
+		}
+		if strings.HasPrefix(args[0], "-") {
+			flags = append(flags, args[:n]...)
+		} else {
+			rest = append(rest, args[0])
+		}
+		args = args[n:]
+	}
+	return names, app.Run(append(flags, rest...))
+}
+
+// match expands patterns to the names of machines that there are.
 func (p *program) match(patterns []string) ([]string, error) {
-	all, err := p.m.Store.Names()
+	names, err := p.expand(patterns)
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	seen := map[string]bool{}
-	for _, pat := range patterns {
-		found := false
-		for _, n := range all {
-			ok, err := path.Match(pat, n)
-			if err != nil {
-				return nil, fmt.Errorf("pattern %q: %w", pat, err)
-			}
-			if ok && !seen[n] {
-				seen[n] = true
-				names = append(names, n)
-			}
-			found = found || ok
-		}
-		if !found {
-			return nil, fmt.Errorf("no machine is named %q", pat)
+	for _, n := range names {
+		if !p.m.Store.Exists(n) {
+			return nil, fmt.Errorf("no machine is named %q", n)
 		}
 	}
 	return names, nil
@@ -135,15 +150,15 @@ const passphraseVar = "MACHINE_PASSPHRASE"
 
 func (p *program) exportCommand() *cli.Command {
 	return &cli.Command{Name: "export", Usage: "Write a machine's record, keys and certificates for another computer, encrypted", ArgsUsage: "NAME",
-		Description: "The passphrase is asked for, or taken from " + passphraseVar + ".",
-		Flags:       []cli.Flag{&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "file to write instead of standard output"}},
+		Description: passphraseText,
+		Flags:       []cli.Flag{passphraseFlag(), &cli.StringFlag{Name: "output", Aliases: []string{"o"}, Usage: "File to write instead of standard output"}},
 		Action: func(c *cli.Context) error {
 			p.infoToStderr = true
 			name, err := p.oneName(c)
 			if err != nil {
 				return err
 			}
-			pass, err := p.passphrase(true)
+			pass, err := p.passphrase(c, true)
 			if err != nil {
 				return err
 			}
@@ -164,6 +179,7 @@ func (p *program) exportCommand() *cli.Command {
 
 func (p *program) importCommand() *cli.Command {
 	return &cli.Command{Name: "import", Usage: "Take over a machine that another computer exported", ArgsUsage: "FILE [NAME]",
+		Description: passphraseText, Flags: []cli.Flag{passphraseFlag()},
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 || c.NArg() > 2 {
 				return errors.New("import: name the file, and a new name if need be")
@@ -172,7 +188,7 @@ func (p *program) importCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			pass, err := p.passphrase(false)
+			pass, err := p.passphrase(c, false)
 			if err != nil {
 				return err
 			}
@@ -185,7 +201,24 @@ func (p *program) importCommand() *cli.Command {
 		}}
 }
 
-func (p *program) passphrase(twice bool) (string, error) {
+const passphraseText = "The passphrase is asked for, or taken from --passphrase-file or " + passphraseVar + ". It never stands on the command line."
+
+func passphraseFlag() cli.Flag {
+	return &cli.StringFlag{Name: "passphrase-file", Usage: "Take the passphrase from the first line of this file"}
+}
+
+func (p *program) passphrase(c *cli.Context, twice bool) (string, error) {
+	if file := c.String("passphrase-file"); file != "" {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		line, _, _ := strings.Cut(string(data), "\n")
+		if line = strings.TrimSuffix(line, "\r"); line == "" {
+			return "", fmt.Errorf("%s: the first line is empty", file)
+		}
+		return line, nil
+	}
 	if v := os.Getenv(passphraseVar); v != "" {
 		return v, nil
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sort"
 	"strings"
+	"sync"
 
 	"github.com/urfave/cli/v2"
 	"go.yaml.in/yaml/v4"
@@ -28,6 +29,7 @@ import (
 //	      generic-ip-address: 10.0.0.{n}
 //	    labels: [role=web]
 //	    engine: [log-level=debug]
+//	    context: true           # a docker context for each
 type fleetFile struct {
 	Machines map[string]fleetGroup `yaml:"machines"`
 }
@@ -43,6 +45,7 @@ type fleetGroup struct {
 	Mirrors    []string       `yaml:"registry-mirrors"`
 	StorageDrv string         `yaml:"storage-driver"`
 	SANs       []string       `yaml:"tls-sans"`
+	Context    bool           `yaml:"context"`
 }
 
 func fleetFlags(more ...cli.Flag) []cli.Flag {
@@ -53,8 +56,8 @@ func fleetFlags(more ...cli.Flag) []cli.Flag {
 }
 
 func (p *program) applyCommand() *cli.Command {
-	return &cli.Command{Name: "apply", Aliases: []string{"up"}, Usage: "Create and start all machines of a fleet file", ArgsUsage: " ",
-		Description: "Makes what is missing, goes on with what was cut off, starts what is stopped, and leaves the rest alone.",
+	return &cli.Command{Name: "apply", Aliases: []string{"up"}, Usage: "Bring all machines of a fleet file to the state that it declares", ArgsUsage: " ",
+		Description: "Makes what is missing, goes on with what was cut off, starts what is stopped, changes options, labels and engine options that differ, and leaves the rest alone. Machines that the file does not name are not touched.",
 		Flags:       fleetFlags(&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "only tell what would be done"}),
 		Action:      p.up}
 }
@@ -65,55 +68,99 @@ func (p *program) downCommand() *cli.Command {
 		Action: p.down}
 }
 
-func (p *program) up(c *cli.Context) error {
+func (p *program) planCommand() *cli.Command {
+	return &cli.Command{Name: "plan", Usage: "Show what apply would do", ArgsUsage: " ", Flags: fleetFlags(),
+		Action: func(c *cli.Context) error { return p.fleet(c, true) }}
+}
+
+func (p *program) up(c *cli.Context) error { return p.fleet(c, c.Bool("dry-run")) }
+
+// fleet brings all machines to their state, or only tells what that would be.
+func (p *program) fleet(c *cli.Context, dry bool) error {
 	fleet, names, err := p.readFleet(c.String("file"))
 	if err != nil {
 		return err
 	}
-	return lifecycle.Each(c.Context, names, c.Int("parallel"), func(ctx context.Context, name string) error {
-		if err := p.upOne(ctx, name, fleet[name], c.Bool("dry-run")); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+	var mu sync.Mutex
+	count := map[string]int{}
+	err = lifecycle.Each(c.Context, names, c.Int("parallel"), func(ctx context.Context, name string) error {
+		did, err := p.upOne(ctx, name, fleet[name], dry)
+		if err != nil {
+			did = "failed"
+			err = fmt.Errorf("%s: %w", name, err)
 		}
-		return nil
+		mu.Lock()
+		defer mu.Unlock()
+		count[did]++
+		return err
 	})
+	var parts []string
+	for _, did := range []string{"created", "changed", "started", "unchanged", "failed"} {
+		if count[did] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", count[did], did))
+		}
+	}
+	what := "Fleet"
+	if dry {
+		what = "Plan"
+	}
+	p.say("%s: %s", what, strings.Join(parts, ", "))
+	return err
 }
 
-func (p *program) upOne(ctx context.Context, name string, want lifecycle.Create, dry bool) error {
+// upOne brings one machine to its state, and says in a word what that took.
+func (p *program) upOne(ctx context.Context, name string, want lifecycle.Create, dry bool) (string, error) {
+	m := p.m.Named(name)
 	if p.m.Store.Exists(name) {
 		if in := p.m.Store.Pending(name); in == nil || in.Op != "create" {
-			return p.upStart(ctx, name, dry)
+			return p.upThere(ctx, m, name, want, dry)
 		}
 		want.Resume = true
 	}
 	if dry {
 		p.say("%s: would be created", name)
-		return nil
+		return "created", nil
 	}
-	return p.m.Named(name).Create(ctx, want)
+	return "created", m.Create(ctx, want)
 }
 
-func (p *program) upStart(ctx context.Context, name string, dry bool) error {
-	mc, err := p.m.Load(name)
+// upThere changes and starts a machine that there is.
+func (p *program) upThere(ctx context.Context, m *lifecycle.Manager, name string, want lifecycle.Create, dry bool) (string, error) {
+	diffs, err := m.Diff(want)
 	if err != nil {
-		return err
+		return "", err
+	}
+	if len(diffs) > 0 {
+		if dry {
+			p.say("%s: would be changed: %s", name, strings.Join(diffs, "; "))
+			return "changed", nil
+		}
+		if err := m.Change(ctx, want); err != nil {
+			return "", err
+		}
+		p.say("%s: changed: %s", name, strings.Join(diffs, "; "))
+		return "changed", nil
+	}
+	mc, err := m.Load(name)
+	if err != nil {
+		return "", err
 	}
 	st, err := mc.Driver.State(ctx)
 	_ = mc.Close()
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case st == drivers.Running:
 		p.say("%s: runs", name)
-		return nil
+		return "unchanged", nil
 	case dry:
 		p.say("%s: would be started", name)
-		return nil
+		return "started", nil
 	}
-	err = p.m.Named(name).Start(ctx, name)
-	if errors.Is(err, lifecycle.ErrAlready) {
-		return nil
+	if err = m.Start(ctx, name); errors.Is(err, lifecycle.ErrAlready) {
+		err = nil
 	}
-	return err
+	return "started", err
 }
 
 func (p *program) down(c *cli.Context) error {
@@ -217,7 +264,7 @@ func (g fleetGroup) create(name string, number int, kind drivers.Kind) (lifecycl
 		}
 		o[k] = value
 	}
-	return lifecycle.Create{Name: name, Driver: kind.Name, Options: o, SANs: g.SANs, Engine: store.EngineOptions{
+	return lifecycle.Create{Name: name, Driver: kind.Name, Options: o, SANs: g.SANs, Context: g.Context, Engine: store.EngineOptions{
 		Labels: g.Labels, ArbitraryFlags: g.Engine, Env: g.Env, InsecureRegistry: g.Insecure, RegistryMirror: g.Mirrors,
 		StorageDriver: g.StorageDrv, TlsVerify: true,
 	}}, nil

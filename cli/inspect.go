@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"text/template"
+	"time"
 
 	"github.com/urfave/cli/v2"
 )
@@ -69,10 +70,15 @@ func jsonRows(rows []row) any {
 	type out struct {
 		Name, Driver, State, URL, DockerVersion, Error string
 		Active                                         bool
+		CertEnds                                       *time.Time `json:",omitempty"`
 	}
 	list := make([]out, 0, len(rows))
 	for _, r := range rows {
-		list = append(list, out{r.Name, r.DriverName, r.State.String(), r.URL, r.DockerVersion, r.Error, r.ActiveHost})
+		o := out{r.Name, r.DriverName, r.State.String(), r.URL, r.DockerVersion, r.Error, r.ActiveHost, nil}
+		if !r.CertEnds.IsZero() {
+			o.CertEnds = &r.CertEnds
+		}
+		list = append(list, o)
 	}
 	return list
 }

@@ -37,6 +37,7 @@ type row struct {
 	Error         string
 	DockerVersion string
 	ResponseTime  time.Duration
+	CertEnds      time.Time // zero when the machine has no certificate of ours
 
 	broken bool
 }
@@ -44,7 +45,7 @@ type row struct {
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
 
 func (p *program) lsCommand() *cli.Command {
-	return &cli.Command{Name: "ls", Usage: "List machines",
+	return &cli.Command{Name: "ls", Usage: "List machines", ArgsUsage: "[NAME...]",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Enable quiet mode"},
 			&cli.StringSliceFlag{Name: "filter", Usage: "Filter output based on conditions provided"},
@@ -62,6 +63,12 @@ func (p *program) ls(c *cli.Context) error {
 	names, err := p.m.Store.Names()
 	if err != nil {
 		return err
+	}
+	if c.NArg() > 0 {
+		if names, err = p.match(c.Args().Slice()); err != nil {
+			return err
+		}
+		sort.Strings(names)
 	}
 	timeout := seconds(c.Int("timeout"))
 	if c.Bool("quiet") {
@@ -177,9 +184,24 @@ func (p *program) askRow(ctx context.Context, rec *store.Record, start time.Time
 	if in := p.m.Store.Pending(rec.Name); in != nil && r.Error == "" {
 		r.Error = fmt.Sprintf("%s was cut off at step %q", in.Op, in.Step)
 	}
+	if r.CertEnds, err = p.m.CertEnds(rec.Name); err == nil && r.Error == "" {
+		r.Error = soon(r.CertEnds, time.Now())
+	}
 	r.ResponseTime = time.Since(start)
 	p.markActive(&r)
 	return r
+}
+
+// soon says that a certificate ends within a month, or has ended.
+func soon(ends, now time.Time) string {
+	days := int(ends.Sub(now).Hours() / 24)
+	switch {
+	case now.After(ends):
+		return "certificate expired on " + ends.Format(time.DateOnly)
+	case days <= 30:
+		return fmt.Sprintf("certificate ends in %d days", days)
+	}
+	return ""
 }
 
 func (p *program) markActive(r *row) {
@@ -225,7 +247,7 @@ func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", " 
 
 var headers = map[string]string{"Name": "NAME", "Active": "ACTIVE", "ActiveHost": "ACTIVE_HOST", "ActiveSwarm": "ACTIVE_SWARM",
 	"DriverName": "DRIVER", "State": "STATE", "URL": "URL", "SwarmOptions": "SWARM_OPTIONS", "Swarm": "SWARM",
-	"EngineOptions": "ENGINE_OPTIONS", "Error": "ERRORS", "DockerVersion": "DOCKER", "ResponseTime": "RESPONSE"}
+	"EngineOptions": "ENGINE_OPTIONS", "Error": "ERRORS", "DockerVersion": "DOCKER", "ResponseTime": "RESPONSE", "CertEnds": "CERT_ENDS"}
 
 // printRows prints the common table without the template engine.
 func (p *program) printRows(rows []row, format string) error {

@@ -31,13 +31,14 @@ func (p *program) oneName(c *cli.Context) (string, error) {
 	return "", errOneName
 }
 
-// someNames returns the names given, or "default" if there is such a machine.
+// someNames returns the machines that were named, or "default" if there is
+// such a machine.
 func (p *program) someNames(c *cli.Context) ([]string, error) {
-	if c.NArg() == 0 {
+	if c.NArg() == 0 && len(c.StringSlice("filter")) == 0 {
 		name, err := p.oneName(c)
 		return []string{name}, err
 	}
-	return c.Args().Slice(), nil
+	return p.chosen(c)
 }
 
 // load loads the one machine that a command is about.

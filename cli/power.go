@@ -10,7 +10,7 @@ import (
 const newIP = "%s machines may have new IP addresses. You may need to re-run the `docker-machine env` command."
 
 func (p *program) startCommand() *cli.Command {
-	return &cli.Command{Name: "start", Usage: "Start a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "start", Usage: "Start a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			if err := p.each(c, p.m.Start); err != nil {
 				return err
@@ -21,17 +21,17 @@ func (p *program) startCommand() *cli.Command {
 }
 
 func (p *program) stopCommand() *cli.Command {
-	return &cli.Command{Name: "stop", Usage: "Stop a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "stop", Usage: "Stop a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error { return p.each(c, p.m.Stop) }}
 }
 
 func (p *program) killCommand() *cli.Command {
-	return &cli.Command{Name: "kill", Usage: "Kill a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "kill", Usage: "Kill a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error { return p.each(c, p.m.Kill) }}
 }
 
 func (p *program) restartCommand() *cli.Command {
-	return &cli.Command{Name: "restart", Usage: "Restart a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "restart", Usage: "Restart a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			if err := p.each(c, p.m.Restart); err != nil {
 				return err
@@ -42,7 +42,7 @@ func (p *program) restartCommand() *cli.Command {
 }
 
 func (p *program) provisionCommand() *cli.Command {
-	return &cli.Command{Name: "provision", Usage: "Re-provision existing machines", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "provision", Usage: "Re-provision existing machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			return p.each(c, func(ctx context.Context, name string) error {
 				done, err := p.m.Provision(ctx, name)
@@ -55,7 +55,7 @@ func (p *program) provisionCommand() *cli.Command {
 }
 
 func (p *program) upgradeCommand() *cli.Command {
-	return &cli.Command{Name: "upgrade", Usage: "Upgrade a machine to the latest version of Docker", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "upgrade", Usage: "Upgrade a machine to the latest version of Docker", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			return p.each(c, func(ctx context.Context, name string) error {
 				from, to, err := p.m.Upgrade(ctx, name)

@@ -13,7 +13,7 @@ import (
 )
 
 func (p *program) ipCommand() *cli.Command {
-	return &cli.Command{Name: "ip", Usage: "Get the IP address of a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "ip", Usage: "Get the IP address of a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			return p.eachLine(c, func(ctx context.Context, mc *lifecycle.Machine) (string, error) { return mc.IP(ctx) })
 		}}

@@ -17,6 +17,7 @@ func (p *program) rmCommand() *cli.Command {
 	return &cli.Command{Name: "rm", Usage: "Remove a machine", ArgsUsage: "[arg...]",
 		Description: "Argument(s) are one or more machine names.",
 		Flags: []cli.Flag{
+			filterFlag(),
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Remove local configuration even if machine cannot be removed, also implies an automatic yes (`-y`)"},
 			&cli.BoolFlag{Name: "y", Usage: "Assumes automatic yes to proceed with remove, without prompting further user confirmation"},
 		},
@@ -24,10 +25,14 @@ func (p *program) rmCommand() *cli.Command {
 }
 
 func (p *program) rm(c *cli.Context) error {
-	names, force := c.Args().Slice(), c.Bool("force")
-	if len(names) == 0 {
+	force := c.Bool("force")
+	if c.NArg() == 0 && len(c.StringSlice("filter")) == 0 {
 		_ = cli.ShowCommandHelp(parent(c), "rm")
 		return errors.New("Error: Expected to get one or more machine names as arguments") //nolint:staticcheck // docker-machine's words
+	}
+	names, err := p.chosen(c)
+	if err != nil {
+		return err
 	}
 	p.say("About to remove %s", strings.Join(names, ", "))
 	p.say("WARNING: This action will delete both local reference and remote instance.")
@@ -63,6 +68,7 @@ func (p *program) confirm(question string) (yes, eof bool) {
 func (p *program) regenerateCommand() *cli.Command {
 	return &cli.Command{Name: "regenerate-certs", Usage: "Regenerate TLS Certificates for a machine", ArgsUsage: "[arg...]",
 		Flags: []cli.Flag{
+			filterFlag(),
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Force rebuild and do not prompt"},
 			&cli.BoolFlag{Name: "client-certs", Usage: "Also regenerate client certificates and CA."},
 		},

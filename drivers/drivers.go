@@ -110,6 +110,12 @@ type Checker interface {
 	PreCreateCheck(ctx context.Context) error
 }
 
+// A Changer can take other options for a machine that is there already. What
+// creation has learnt stays. Safe to repeat.
+type Changer interface {
+	Change(ctx context.Context, o Options) error
+}
+
 // A Closer holds something (a plugin's process) that must be let go.
 type Closer interface {
 	Close() error

@@ -258,6 +258,12 @@ func (m *Manager) Certificates(names []string) []CertInfo {
 	return list
 }
 
+// CertEnds tells when a machine's server certificate ends.
+func (m *Manager) CertEnds(name string) (time.Time, error) {
+	ci := certInfo(name, filepath.Join(m.Store.MachineDir(name), "server.pem"))
+	return ci.Ends, ci.Err
+}
+
 func certInfo(name, file string) CertInfo {
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -24,6 +24,8 @@ type Create struct {
 	SANs    []string
 	// Resume goes on with a machine whose creation was cut off.
 	Resume bool
+	// Context makes a docker context of the machine's name, too.
+	Context bool
 }
 
 // ErrNameInvalid is docker-machine's refusal of a name.
@@ -50,6 +52,11 @@ func (m *Manager) Create(ctx context.Context, c Create) error {
 	if c.Resume {
 		return m.resume(ctx, c.Name)
 	}
+	if c.Context {
+		if err := m.contextFree(c.Name); err != nil {
+			return err
+		}
+	}
 	if m.Store.Exists(c.Name) { // another one was faster (F19)
 		return m.exists(c.Name)
 	}
@@ -70,6 +77,11 @@ func (m *Manager) Create(ctx context.Context, c Create) error {
 	in := store.Intent{Op: "create", Step: "driver", Started: time.Now()}
 	if err := errors.Join(m.Store.Begin(c.Name, in), mc.Save()); err != nil {
 		return errors.Join(err, m.Store.Remove(c.Name))
+	}
+	if c.Context {
+		if err := m.markContext(c.Name); err != nil {
+			return errors.Join(err, m.Store.Remove(c.Name))
+		}
 	}
 	return m.finish(ctx, mc, in)
 }
@@ -154,7 +166,7 @@ func (m *Manager) finish(ctx context.Context, mc *Machine, in store.Intent) (err
 	} else if err := m.copyClient(mc.Name, m.paths()); err != nil {
 		return err
 	}
-	if err := mc.Save(); err != nil {
+	if err := errors.Join(mc.Save(), m.syncContext(ctx, mc)); err != nil {
 		return err
 	}
 	return m.Store.Done(mc.Name)

@@ -49,7 +49,7 @@ func (m *Manager) Export(name, passphrase string) ([]byte, error) {
 	}
 	for _, e := range entries {
 		fi, err := e.Info()
-		if err != nil || !fi.Mode().IsRegular() || fi.Size() > 1<<20 || strings.HasPrefix(e.Name(), ".") || e.Name() == "journal.json" {
+		if err != nil || !fi.Mode().IsRegular() || fi.Size() > 1<<20 || strings.HasPrefix(e.Name(), ".") || e.Name() == "journal.json" || e.Name() == contextMark {
 			continue
 		}
 		if x.Files[e.Name()], err = os.ReadFile(filepath.Join(dir, e.Name())); err != nil {

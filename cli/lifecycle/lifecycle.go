@@ -33,6 +33,8 @@ type Manager struct {
 	Say func(format string, args ...any)
 	// Certs are the shared certificates, when not in the store's certs/.
 	Certs CertPaths
+	// DockerDir is the docker client's folder, ~/.docker, for contexts.
+	DockerDir string
 }
 
 // Named returns a manager that puts a machine's name before each line of
@@ -210,7 +212,10 @@ func (m *Manager) With(ctx context.Context, name string, f func(*Machine) error)
 	if err := f(mc); err != nil {
 		return err
 	}
-	return mc.Save()
+	if err := mc.Save(); err != nil {
+		return err
+	}
+	return m.syncContext(ctx, mc)
 }
 
 func (m *Manager) lock(ctx context.Context, name string) (func(), error) {

@@ -224,6 +224,9 @@ func (m *Manager) Remove(ctx context.Context, name string, force bool) error {
 		m.Say("Error removing host %q: %s", name, err)
 		m.Say("The provider may still hold it: remove it there by hand.")
 	}
+	if err := m.dropContext(name); err != nil {
+		m.Say("%s", err)
+	}
 	return m.Store.Remove(name)
 }
 

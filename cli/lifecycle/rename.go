@@ -48,6 +48,15 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	if mc.DriverName == "local" && st != drivers.Stopped {
 		return fmt.Errorf("machine %q runs: stop it first", from)
 	}
+	hasContext := m.HasContext(from)
+	if hasContext {
+		if err := m.contextFree(to); err != nil {
+			return err
+		}
+		if err := m.dropContext(from); err != nil {
+			return err
+		}
+	}
 	if err := m.Store.Rename(from, to); err != nil {
 		return err
 	}
@@ -58,7 +67,14 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	if err := m.renameHost(from, to); err != nil {
 		return err
 	}
-	return m.moved(rec, from, to)
+	if err := m.moved(rec, from, to); err != nil || !hasContext {
+		return err
+	}
+	if mc, err = m.Load(to); err != nil {
+		return err
+	}
+	defer func() { _ = mc.Close() }()
+	return m.AddContext(ctx, mc)
 }
 
 // moved adapts the record in its new folder.

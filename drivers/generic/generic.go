@@ -107,6 +107,18 @@ func (d *Driver) Create(context.Context) error {
 	return nil
 }
 
+// Change takes another address, user, port or key for the same host.
+func (d *Driver) Change(ctx context.Context, o drivers.Options) error {
+	key := d.SSHKey
+	if err := d.Configure(o); err != nil || d.SSHKey == key || d.SSHKey == "" {
+		return err
+	}
+	if err := d.PreCreateCheck(ctx); err != nil {
+		return err
+	}
+	return d.Create(ctx)
+}
+
 // State is Running when the SSH port accepts.
 func (d *Driver) State(ctx context.Context) (drivers.State, error) {
 	dialer := net.Dialer{Timeout: dialTimeout}

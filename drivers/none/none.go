@@ -50,6 +50,9 @@ func (d *Driver) Configure(o drivers.Options) error {
 // Create does nothing: the host is there.
 func (d *Driver) Create(context.Context) error { return nil }
 
+// Change takes another URL.
+func (d *Driver) Change(_ context.Context, o drivers.Options) error { return d.Configure(o) }
+
 // State is always Running: nobody can know.
 func (d *Driver) State(context.Context) (drivers.State, error) { return drivers.Running, nil }
 
