@@ -185,6 +185,7 @@ func (e *Engine) Restart() {
 
 // stop ends the host and all that runs there.
 func (e *Engine) stop() {
+	e.soundLog()
 	if e.T.Failed() {
 		e.T.Logf("the agent's log:\n%s", e.Log())
 	}
@@ -209,6 +210,17 @@ func (e *Engine) stop() {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// soundLog fails the test when the agent met a bug of its own: a handler that
+// panicked, or, in an agent built with the race detector, a race.
+func (e *Engine) soundLog() {
+	b, _ := os.ReadFile(filepath.Join(e.Dir, "agent.log"))
+	for _, bad := range []string{"WARNING: DATA RACE", "handler panicked", "\npanic: ", "fatal error: "} {
+		if i := bytes.Index(b, []byte(bad)); i >= 0 {
+			e.T.Errorf("the agent has a bug:\n%s", b[i:min(len(b), i+4000)])
+		}
 	}
 }
 

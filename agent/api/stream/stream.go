@@ -170,6 +170,7 @@ type DetachReader struct {
 	keys []byte
 	held int // how many keys have matched
 	out  []byte
+	done bool // the keys came
 }
 
 // NewDetachReader watches r for keys; none means that it never detaches.
@@ -186,12 +187,16 @@ func (d *DetachReader) Read(p []byte) (int, error) {
 			d.out = d.out[n:]
 			return n, nil
 		}
+		if d.done {
+			return 0, ErrDetached
+		}
 		buf := make([]byte, len(p))
 		n, err := d.r.Read(buf)
 		for _, b := range buf[:n] {
 			if b == d.keys[d.held] {
 				if d.held++; d.held == len(d.keys) {
-					return 0, ErrDetached
+					d.done = true
+					break
 				}
 				continue
 			}
@@ -203,10 +208,7 @@ func (d *DetachReader) Read(p []byte) (int, error) {
 				d.out = append(d.out, b)
 			}
 		}
-		if err != nil {
-			if len(d.out) > 0 {
-				continue
-			}
+		if err != nil && len(d.out) == 0 && !d.done {
 			return 0, err
 		}
 	}
