@@ -168,7 +168,7 @@ func globalFlags() []cli.Flag {
 		str("tls-client-cert", "Client cert to use for TLS"),
 		str("tls-client-key", "Private key used in client TLS auth"),
 		str("github-api-token", "Token to use for requests to the Github API"),
-		&cli.BoolFlag{Name: "native-ssh", EnvVars: []string{"MACHINE_NATIVE_SSH"}, Usage: "Use the native (Go-based) SSH implementation."},
+		&cli.BoolFlag{Name: "native-ssh", EnvVars: []string{"MACHINE_NATIVE_SSH"}, Value: true, Usage: "Use the native (Go-based) SSH implementation; --native-ssh=false takes the ssh program"},
 		str("bugsnag-api-token", "Accepted and ignored: no crash report is ever sent"),
 	}
 }

@@ -53,7 +53,7 @@ func (p *program) exec(c *cli.Context) error {
 		defer func() { _ = mc.Close() }()
 		head := fmt.Sprintf("%-*s | ", width, name)
 		out, errs := &prefixer{w: p.stdout, head: head, mu: &mu}, &prefixer{w: p.stderr, head: head, mu: &mu}
-		err = p.m.Shell(ctx, mc, cmd, strings.NewReader(""), out, errs)
+		err = p.m.Shell(ctx, mc, cmd, out, errs)
 		out.flush()
 		errs.flush()
 		if err != nil {

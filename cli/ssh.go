@@ -17,7 +17,7 @@ import (
 
 func (p *program) sshCommand() *cli.Command {
 	return &cli.Command{Name: "ssh", Usage: "Log into or run a command on a machine with SSH.", ArgsUsage: "[arg...]",
-		Description:     "Arguments are [machine-name] [command]",
+		Description:     "Arguments are [machine-name] [ssh's options] [command]. Of those, -A, -D, -i, -J, -L, -l, -N, -n, -p, -R, -T and -t\nwork everywhere; with others, or with --native-ssh=false before the command, the ssh program is run.",
 		SkipFlagParsing: true, HideHelp: true, Action: p.ssh}
 }
 
@@ -44,9 +44,15 @@ func (p *program) ssh(c *cli.Context) error {
 	if st != drivers.Running {
 		return fmt.Errorf("Error: Cannot run SSH command: Host %q is not running", name) //nolint:staticcheck // docker-machine's words
 	}
-	bin, err := exec.LookPath("ssh")
-	if err != nil || c.Bool("native-ssh") {
-		return p.sshStatus(c, p.m.Shell(c.Context, mc, strings.TrimPrefix(strings.Join(args, " "), "-- "), p.stdin, p.stdout, p.stderr))
+	line, native := parseSSH(args)
+	bin, missing := exec.LookPath("ssh")
+	system := c.IsSet("native-ssh") && !c.Bool("native-ssh")
+	if missing != nil && (system || !native) {
+		return fmt.Errorf("ssh: these options need the ssh program: %w", missing)
+	}
+	if native && !system {
+		line.Stdin, line.Stdout, line.Stderr = p.stdin, p.stdout, p.stderr
+		return p.sshStatus(c, p.m.Login(c.Context, mc, line))
 	}
 	opts, err := sshOptions(c.Context, mc)
 	if err != nil {
@@ -77,6 +83,9 @@ func sshOptions(ctx context.Context, mc *lifecycle.Machine) ([]string, error) {
 		"-o", "GlobalKnownHostsFile=" + os.DevNull, "-o", "HostKeyAlias=" + conf.Alias, "-o", "CheckHostIP=no"}
 	if conf.Key != "" {
 		opts = append(opts, "-o", "IdentitiesOnly=yes", "-i", conf.Key)
+	}
+	if a, err := mc.Driver.Address(ctx); err == nil && a.SSH.Jump != "" {
+		opts = append(opts, "-J", a.SSH.Jump)
 	}
 	return opts, nil
 }

@@ -61,6 +61,7 @@ type SSH struct {
 	Port int    // 22 when 0
 	User string // root when empty
 	Key  string // path of the private key; empty: the user's SSH agent and default keys
+	Jump string // hosts that lead there, [user@]host[:port],...; empty: none
 }
 
 // A Driver makes and removes one machine. Calls are not concurrent: whoever

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -86,11 +87,20 @@ func (p *Provisioner) Run(ctx context.Context, t Target) (Result, error) {
 		}
 	}
 	p.Say("Checking connection to Docker...")
-	version, err := WaitEngine(ctx, t.Endpoint, t.TLS)
+	version, err := WaitEngine(ctx, t.Endpoint, t.TLS, t.dial(cl))
 	if err != nil {
 		return Result{}, p.explain(ctx, cl, f, err)
 	}
 	return Result{Done: plan.done, Version: version}, nil
+}
+
+// dial reaches the engine as SSH reaches the host: nil is straight, behind jump
+// hosts it is through them.
+func (t Target) dial(cl *ssh.Client) Dial {
+	if len(t.SSH.Jumps) == 0 {
+		return nil
+	}
+	return cl.DialContext
 }
 
 func (t Target) port() int {
@@ -271,10 +281,13 @@ func (p *Provisioner) explain(ctx context.Context, cl *ssh.Client, f facts, err 
 	return fmt.Errorf("%w; the agent's log ends with:\n%s", err, strings.TrimSpace(out))
 }
 
+// Dial connects to the engine in another way than straight.
+type Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
 // Version asks an engine at host:port for its version. It needs no API
-// version: engines refuse old ones.
-func Version(ctx context.Context, endpoint string, conf *tls.Config) (string, error) {
-	tr := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 10 * time.Second}
+// version: engines refuse old ones. dial may be nil.
+func Version(ctx context.Context, endpoint string, conf *tls.Config, dial Dial) (string, error) {
+	tr := &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true, TLSHandshakeTimeout: 10 * time.Second, DialContext: dial}
 	defer tr.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+endpoint+"/version", nil)
 	if err != nil {
@@ -300,13 +313,13 @@ func Version(ctx context.Context, endpoint string, conf *tls.Config) (string, er
 // WaitEngine waits until the engine answers, and returns its version. A
 // certificate that does not fit ends the wait at once, but for the moment that
 // an agent needs to read a new one.
-func WaitEngine(ctx context.Context, endpoint string, conf *tls.Config) (string, error) {
+func WaitEngine(ctx context.Context, endpoint string, conf *tls.Config, dial Dial) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, engineTimeout)
 	defer cancel()
 	start := time.Now()
 	pause := 10 * time.Millisecond
 	for {
-		v, err := Version(ctx, endpoint, conf)
+		v, err := Version(ctx, endpoint, conf, dial)
 		if err == nil {
 			return v, nil
 		}

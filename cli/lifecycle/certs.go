@@ -213,11 +213,20 @@ func (m *Manager) CheckTLS(ctx context.Context, mc *Machine, endpoint string) er
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	conn, err := (&tls.Dialer{Config: conf}).DialContext(ctx, "tcp", endpoint)
+	dial, release, err := mc.engineDial(ctx)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	defer release()
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	raw, err := dial(ctx, "tcp", endpoint)
+	if err != nil {
+		return err
+	}
+	conn := tls.Client(raw, conf)
+	return errors.Join(conn.HandshakeContext(ctx), raw.Close())
 }
 
 // certFits reports whether the certificate that the host has is good for ip.

@@ -178,11 +178,26 @@ func (mc *Machine) SSH(ctx context.Context) (ssh.Config, error) {
 	if err != nil {
 		return ssh.Config{}, err
 	}
-	return ssh.Config{
+	conf := ssh.Config{
 		Host: a.SSH.Host, Port: a.SSH.Port, User: a.SSH.User, Key: a.SSH.Key,
 		KnownHosts: mc.m.Store.Path("machines", mc.Name, "known_hosts"), Alias: mc.Name,
 		Say: func(format string, args ...any) { mc.m.Log.Info(fmt.Sprintf(format, args...)) },
-	}, nil
+	}
+	return conf.Via(a.SSH.Jump)
+}
+
+// engineDial returns how to reach the engine: nil for straight, and through
+// the jump hosts of a machine that has such. The caller releases it.
+func (mc *Machine) engineDial(ctx context.Context) (provision.Dial, func(), error) {
+	conf, err := mc.SSH(ctx)
+	if err != nil || len(conf.Jumps) == 0 {
+		return nil, func() {}, err
+	}
+	cl, err := ssh.Dial(ctx, conf)
+	if err != nil {
+		return nil, nil, err
+	}
+	return cl.DialContext, func() { _ = cl.Close() }, nil
 }
 
 // EngineURL splits tcp://host:port into host:port.

@@ -74,7 +74,11 @@ func (m *Manager) ready(ctx context.Context, mc *Machine) error {
 	endpoint := EngineURL(addr.URL)
 	if conf, err := m.ClientTLS(mc, endpoint); err == nil && m.certFits(mc, addr.IP) {
 		quick, cancel := context.WithTimeout(ctx, 10*time.Second)
-		_, err := provision.WaitEngine(quick, endpoint, conf)
+		dial, release, err := mc.engineDial(quick)
+		if err == nil {
+			_, err = provision.WaitEngine(quick, endpoint, conf, dial)
+			release()
+		}
 		cancel()
 		if err == nil {
 			return nil
@@ -322,5 +326,10 @@ func (m *Manager) Version(ctx context.Context, mc *Machine) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return provision.Version(ctx, endpoint, conf)
+	dial, release, err := mc.engineDial(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	return provision.Version(ctx, endpoint, conf, dial)
 }

@@ -31,7 +31,8 @@ func Kind() drivers.Kind {
 		Name: Name,
 		Flags: []drivers.Flag{
 			{Name: "generic-engine-port", Usage: "Docker engine port", Env: "GENERIC_ENGINE_PORT", Value: 2376},
-			{Name: "generic-ip-address", Usage: "IP Address of machine", Env: "GENERIC_IP_ADDRESS", Value: ""},
+			{Name: "generic-ip-address", Usage: "IP Address of machine, or its name in ~/.ssh/config", Env: "GENERIC_IP_ADDRESS", Value: ""},
+			{Name: "generic-ssh-jump", Usage: "Hosts that lead to the machine: [user@]host[:port], with commas between", Env: "GENERIC_SSH_JUMP", Value: ""},
 			{Name: "generic-ssh-key", Usage: "SSH private key path (if not provided, default SSH key will be used)", Env: "GENERIC_SSH_KEY", Value: ""},
 			{Name: "generic-ssh-port", Usage: "SSH port", Env: "GENERIC_SSH_PORT", Value: 22},
 			{Name: "generic-ssh-user", Usage: "SSH user", Env: "GENERIC_SSH_USER", Value: "root"},
@@ -45,6 +46,7 @@ type Driver struct {
 	drivers.Base
 	EnginePort int
 	SSHKey     string // the key as the user named it; SSHKeyPath is our copy
+	SSHJump    string `json:",omitempty"` // hosts that lead there
 
 	env drivers.Env
 }
@@ -57,6 +59,10 @@ func (d *Driver) Configure(o drivers.Options) error {
 	d.SSHUser = o.String("generic-ssh-user")
 	d.SSHKey = o.String("generic-ssh-key")
 	d.SSHPort = o.Int("generic-ssh-port")
+	d.SSHJump = o.String("generic-ssh-jump")
+	if err := d.readSSHConfig(); err != nil {
+		return err
+	}
 	if d.IPAddress == "" {
 		return errors.New("generic driver requires the --generic-ip-address option")
 	}
@@ -122,7 +128,11 @@ func (d *Driver) Change(ctx context.Context, o drivers.Options) error {
 // State is Running when the SSH port accepts.
 func (d *Driver) State(ctx context.Context) (drivers.State, error) {
 	dialer := net.Dialer{Timeout: dialTimeout}
-	c, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(d.IPAddress, strconv.Itoa(d.SSHPort)))
+	addr := net.JoinHostPort(d.IPAddress, strconv.Itoa(d.SSHPort))
+	if d.SSHJump != "" {
+		addr = firstJump(d.SSHJump) // all that can be seen from here
+	}
+	c, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return drivers.Stopped, nil
 	}
@@ -136,7 +146,9 @@ func (d *Driver) Address(ctx context.Context) (drivers.Address, error) {
 	if port == 0 {
 		port = 2376
 	}
-	return d.Base.Address(port), nil
+	a := d.Base.Address(port)
+	a.SSH.Jump = d.SSHJump
+	return a, nil
 }
 
 // Remove leaves the host as it is: it was there before us.

@@ -18,7 +18,7 @@ var defaultKeys = []string{"id_rsa", "id_ecdsa", "id_ed25519"}
 // authMethods returns the machine's own key only, or else what the SSH agent
 // and the user's home hold. release closes the agent's socket.
 func authMethods(c Config) (methods []ssh.AuthMethod, release func(), err error) {
-	if c.Key != "" {
+	if c.Key != "" && !c.jump {
 		signer, err := readKey(c.Key)
 		if err != nil {
 			return nil, nil, err
@@ -40,6 +40,11 @@ func authMethods(c Config) (methods []ssh.AuthMethod, release func(), err error)
 			if s, err := readKey(filepath.Join(home, ".ssh", name)); err == nil {
 				signers = append(signers, s)
 			}
+		}
+	}
+	if c.Key != "" {
+		if s, err := readKey(c.Key); err == nil {
+			signers = append(signers, s)
 		}
 	}
 	if len(signers) == 0 {

@@ -2,18 +2,31 @@ package ssh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 	"golang.org/x/term"
 )
 
-// Interactive runs cmd, or the login shell when cmd is empty, on this
-// process's terminal when stdin is one. It restores the terminal.
-func (c *Client) Interactive(ctx context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) error {
+// A Session says what to run on a host, and how.
+type Session struct {
+	Command string // empty: the login shell
+	// Terminal: nil asks for one when there is no command and stdin is one.
+	Terminal *bool
+	Agent    bool // let the host use the SSH agent of this computer
+	Stdin    io.Reader
+	Stdout   io.Writer
+	Stderr   io.Writer
+}
+
+// Interactive runs a session, on this process's terminal when stdin is one. It
+// restores the terminal.
+func (c *Client) Interactive(ctx context.Context, o Session) error {
 	s, err := c.NewSession()
 	if err != nil {
 		return fmt.Errorf("ssh session: %w", err)
@@ -21,29 +34,38 @@ func (c *Client) Interactive(ctx context.Context, cmd string, stdin io.Reader, s
 	defer func() { _ = s.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
-	s.Stdin, s.Stdout, s.Stderr = stdin, stdout, stderr
-	if in, ok := stdin.(*os.File); ok && cmd == "" && term.IsTerminal(int(in.Fd())) {
-		restore, err := c.terminal(s, in)
+	if o.Agent {
+		if err := errors.Join(c.shareAgent(), agent.RequestAgentForwarding(s)); err != nil {
+			return err
+		}
+	}
+	s.Stdin, s.Stdout, s.Stderr = o.Stdin, o.Stdout, o.Stderr
+	in, ok := o.Stdin.(*os.File)
+	ours := ok && term.IsTerminal(int(in.Fd()))
+	if want := o.Terminal; want != nil && *want || want == nil && ours && o.Command == "" {
+		restore, err := c.terminal(s, in, ours)
 		if err != nil {
 			return err
 		}
 		defer restore()
 	}
-	if cmd == "" {
+	if o.Command == "" {
 		if err := s.Shell(); err != nil {
 			return fmt.Errorf("ssh shell: %w", err)
 		}
 		return exitError(ctx, s.Wait())
 	}
-	return exitError(ctx, s.Run(cmd))
+	return exitError(ctx, s.Run(o.Command))
 }
 
 // terminal asks for a pty like ours and keeps its size. restore ends both.
-func (c *Client) terminal(s *ssh.Session, in *os.File) (restore func(), err error) {
-	fd := int(in.Fd())
-	w, h, err := term.GetSize(fd)
-	if err != nil {
-		w, h = 80, 24
+func (c *Client) terminal(s *ssh.Session, in *os.File, ours bool) (restore func(), err error) {
+	fd, w, h := -1, 80, 24
+	if ours {
+		fd = int(in.Fd())
+		if w2, h2, err := term.GetSize(fd); err == nil {
+			w, h = w2, h2
+		}
 	}
 	name := os.Getenv("TERM")
 	if name == "" {
@@ -51,6 +73,9 @@ func (c *Client) terminal(s *ssh.Session, in *os.File) (restore func(), err erro
 	}
 	if err := s.RequestPty(name, h, w, ssh.TerminalModes{ssh.ECHO: 1}); err != nil {
 		return nil, fmt.Errorf("ssh terminal: %w", err)
+	}
+	if !ours {
+		return func() {}, nil
 	}
 	old, err := term.MakeRaw(fd)
 	if err != nil {

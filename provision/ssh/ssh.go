@@ -39,6 +39,10 @@ type Config struct {
 	// KeepAlive is how often a silent host is asked for a sign of life, and
 	// how long it may take for it; 10 s when 0.
 	KeepAlive time.Duration
+	// Jumps are the hosts that lead there, the nearest first.
+	Jumps []Config
+
+	jump bool // is one: the user's own keys count beside Key
 }
 
 func (c Config) addr() string {
@@ -78,8 +82,9 @@ func (e *ExitError) Error() string {
 // of goroutines.
 type Client struct {
 	*ssh.Client
-	stop chan struct{}
-	done chan struct{}
+	stop  chan struct{}
+	done  chan struct{}
+	jumps func() // closes the jump hosts' connections
 }
 
 // Dial connects and logs in. ErrAuth and *HostKeyError are final, other
@@ -94,14 +99,15 @@ func Dial(ctx context.Context, c Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	dialer := net.Dialer{Timeout: dialTimeout}
-	conn, err := dialer.DialContext(ctx, "tcp", c.addr())
+	conn, closeJumps, err := reach(ctx, c)
 	if err != nil {
-		return nil, fmt.Errorf("ssh to %s: %w", c.addr(), err)
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	_ = conn.SetDeadline(time.Now().Add(handshakeTimeout))
+	// Not by a deadline: channels of jump hosts have none.
+	late := time.AfterFunc(handshakeTimeout, func() { _ = conn.Close() })
+	defer late.Stop()
 	cfg := &ssh.ClientConfig{
 		User:              c.user(),
 		Auth:              auth,
@@ -115,10 +121,10 @@ func Dial(ctx context.Context, c Config) (*Client, error) {
 	sc, chans, reqs, err := ssh.NewClientConn(conn, c.addr(), cfg)
 	if err != nil {
 		_ = conn.Close()
+		closeJumps()
 		return nil, dialError(ctx, c, err)
 	}
-	_ = conn.SetDeadline(time.Time{})
-	cl := &Client{Client: ssh.NewClient(sc, chans, reqs), stop: make(chan struct{}), done: make(chan struct{})}
+	cl := &Client{Client: ssh.NewClient(sc, chans, reqs), stop: make(chan struct{}), done: make(chan struct{}), jumps: closeJumps}
 	every := c.KeepAlive
 	if every == 0 {
 		every = keepAlive
@@ -207,6 +213,7 @@ func (c *Client) Close() error {
 	close(c.stop)
 	err := c.Client.Close()
 	<-c.done
+	c.jumps()
 	return err
 }
 
