@@ -203,7 +203,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: logs.Read, Publish: a.events.Publish,
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
-			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap, AppArmor: hasAppArmor(),
+			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap, AppArmor: appArmor(),
 			DNS: model.DNSConfig{Servers: c.DNS, Options: c.DNSOpts, Search: c.DNSSearch},
 		},
 		Log: a.log, Reserve: a.reserve,

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/api"
+	"machine/agent/container"
 )
 
 // What this build is; set by the linker.
@@ -172,8 +173,12 @@ func fsName(path string) string {
 	return "<unknown>"
 }
 
-// hasAppArmor tells whether the kernel has Docker's profile loaded.
-func hasAppArmor() bool {
-	b, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
-	return err == nil && bytes.Contains(b, []byte("docker-default "))
+// appArmor looks at what the kernel has of AppArmor.
+func appArmor() container.AppArmor {
+	on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	list, _ := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	return container.AppArmor{
+		Kernel:  strings.HasPrefix(string(on), "Y"),
+		Default: bytes.Contains(list, []byte("docker-default ")),
+	}
 }

@@ -5,6 +5,7 @@ set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
+chmod 755 .
 mkdir -p bin etc tmp root home var dev proc sys
 cp "$(command -v busybox)" bin/busybox
 for a in $(bin/busybox --list); do

@@ -90,6 +90,9 @@ func TestLimits(t *testing.T) {
 	equal(t, "ulimit", e.Run("exec", "cl", "sh", "-c", "ulimit -n"), "100")
 	equal(t, "sysctl", e.Run("exec", "cl", "cat", "/proc/sys/net/ipv4/ip_default_ttl"), "33")
 	contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "cl"), "64MiB")
+	if got := e.Run("run", "--rm", "-d", "--name", "nolimit", "busybox", "sleep", "1000"); got == "" || strings.Contains(e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "nolimit"), "EiB") {
+		t.Error("a container without a limit has more memory than the host")
+	}
 	e.Run("update", "-m", "96m", "--memory-swap", "96m", "cl")
 	contains(t, "updated", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "cl"), "96MiB")
 	if e.Try("exec", "cl", "sh", "-c", "for i in $(seq 30); do sleep 5 & done; wait").Code == 0 {

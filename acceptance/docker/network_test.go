@@ -70,6 +70,19 @@ func TestNetworks(t *testing.T) {
 	e.Audit()
 }
 
+func TestLinks(t *testing.T) {
+	e := start(t)
+	e.Fails(125, "could not get container for", "run", "--rm", "--link", "ghost", "busybox", "true")
+	e.Run("run", "-d", "--name", "db", "--expose", "5432", "-e", "PASS=x", "busybox", "sleep", "1000")
+	out := e.Run("run", "--rm", "--name", "app", "--link", "db:store", "busybox", "sh", "-c", "env; cat /etc/hosts; ping -c 1 -W 5 store >/dev/null && echo reached")
+	for _, want := range []string{"STORE_PORT=tcp://172.17.0.2:5432", "STORE_PORT_5432_TCP_ADDR=172.17.0.2", "STORE_NAME=/app/store", "STORE_ENV_PASS=x", "172.17.0.2\tstore ", "reached"} {
+		contains(t, "link", out, want)
+	}
+	e.Run("stop", "-t", "0", "db")
+	e.Fails(125, "Cannot link to a non running container", "run", "--link", "db", "busybox", "true")
+	e.Audit()
+}
+
 func TestVolumes(t *testing.T) {
 	e := start(t)
 	e.Run("volume", "create", "data")

@@ -97,7 +97,7 @@ func statsJSON(s *container.Sample, prev *statsResponse) *statsResponse {
 		OnlineCPUs:     uint32(runtime.NumCPU()),
 		ThrottlingData: apicontainer.ThrottlingData{Periods: st.Periods, ThrottledPeriods: st.Throttled, ThrottledTime: st.ThrottledTime},
 	}
-	out.MemoryStats = apicontainer.MemoryStats{Usage: st.MemUsage, MaxUsage: st.MemMaxUsage, Limit: st.MemLimit, Failcnt: st.MemFailcnt, Stats: st.MemStats}
+	out.MemoryStats = apicontainer.MemoryStats{Usage: st.MemUsage, MaxUsage: st.MemMaxUsage, Limit: memoryLimit(st.MemLimit), Failcnt: st.MemFailcnt, Stats: st.MemStats}
 	out.PidsStats = apicontainer.PidsStats{Current: st.PidsCurrent, Limit: st.PidsLimit}
 	out.BlkioStats = blkio(st)
 	if len(s.Links) > 0 {
@@ -123,6 +123,19 @@ func blkio(st *model.Stats) apicontainer.BlkioStats {
 		out.IoServicedRecursive = append(out.IoServicedRecursive, apicontainer.BlkioStatEntry{Major: e.Major, Minor: e.Minor, Op: op, Value: e.Ops})
 	}
 	return out
+}
+
+// memoryLimit is what a container can have at most: no limit is the host's
+// memory.
+func memoryLimit(n uint64) uint64 {
+	var si syscall.Sysinfo_t
+	if syscall.Sysinfo(&si) != nil {
+		return n
+	}
+	if total := uint64(si.Totalram) * uint64(si.Unit); n == 0 || n > total {
+		return total
+	}
+	return n
 }
 
 // systemCPU is the host's CPU time in nanoseconds, proc(5) stat.

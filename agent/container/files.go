@@ -164,15 +164,3 @@ func (m *Manager) linkHosts(b *bytes.Buffer, r *Record, eps map[string]*model.En
 		b.WriteString(line + "\n")
 	}
 }
-
-// splitLink reads "name:alias", "name" or Docker's stored "/name:/me/alias".
-func splitLink(l string) (name, alias string) {
-	name, alias, ok := strings.Cut(l, ":")
-	if !ok {
-		alias = name
-	}
-	if i := strings.LastIndexByte(alias, '/'); i >= 0 {
-		alias = alias[i+1:]
-	}
-	return strings.TrimPrefix(name, "/"), alias
-}

@@ -52,9 +52,13 @@ type Defaults struct {
 	Ulimits      []*container.Ulimit
 	DNS          model.DNSConfig
 	NoNewPrivs   bool
-	AppArmor     bool   // the kernel has the profile docker-default
+	AppArmor     AppArmor
 	UsernsRemap  *IDMap // nil: containers run in the agent's user namespace
 }
+
+// AppArmor is what there is of it: support in the kernel, and Docker's default
+// profile loaded.
+type AppArmor struct{ Kernel, Default bool }
 
 // An IDMap is the range of ids that --userns-remap gives to containers.
 type IDMap struct{ UID, GID, Size uint32 }

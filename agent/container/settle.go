@@ -57,6 +57,12 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 	if hc.ReadonlyPaths == nil && !hc.Privileged {
 		hc.ReadonlyPaths = readonlyPaths
 	}
+	if len(hc.StorageOpt) > 0 {
+		return nil, fault.Invalid.Errorf("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+	}
+	if err := m.checkLinks(hc); err != nil {
+		return nil, err
+	}
 	if err := m.settleModes(hc); err != nil {
 		return nil, err
 	}

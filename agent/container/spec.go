@@ -62,6 +62,10 @@ func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.B
 	if err != nil {
 		return fail(err)
 	}
+	links, err := m.linkEnv(r)
+	if err != nil {
+		return fail(err)
+	}
 	init := m.o.Defaults.Init
 	if hc.Init != nil {
 		init = *hc.Init
@@ -71,6 +75,7 @@ func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.B
 		Init: init && !hc.PidMode.IsHost(), StdinOnce: r.Config.OpenStdin && r.Config.StdinOnce,
 		Process: m.process(r, caps, sec),
 	}
+	b.Process.Env = append(links, b.Process.Env...)
 	if hc.OomScoreAdj != 0 {
 		b.Process.OOMScoreAdj = &hc.OomScoreAdj
 	}
@@ -91,11 +96,11 @@ func (m *Manager) process(r *Record, caps []string, sec secOpts) model.Process {
 
 // appArmor names the profile to apply: one that the user names, or Docker's
 // default where the kernel has it loaded. An empty name applies none.
-func appArmor(hc *container.HostConfig, sec secOpts, have bool) string {
+func appArmor(hc *container.HostConfig, sec secOpts, have AppArmor) string {
 	switch {
-	case sec.apparmor != "":
+	case have.Kernel && sec.apparmor != "":
 		return sec.apparmor
-	case hc.Privileged || !have:
+	case hc.Privileged || !have.Default:
 		return ""
 	}
 	return "docker-default"
