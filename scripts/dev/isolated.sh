@@ -17,5 +17,7 @@ unshare --mount --pid --net --ipc --uts --fork --kill-child --mount-proc sh -c '
 	mount -t tmpfs -o mode=755 tmpfs /run
 	mkdir -p /run/sshd /run/lock
 	ip link set lo up
-	exec "$@"
+	set +e
+	"$@" # not exec: this shell is the first process and reaps orphans
+	exit $?
 ' "$tmp" "$@"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# test.sh [go test flags and packages]: all tests, isolated, with a summary.
+# test.sh [go test flags and packages]: all tests, each package isolated, with a
+# summary.
 # A package that fails is run a second time; one that then passes is reported
 # as flaky, and the run goes on. RETRY=0 turns that off.
 set -eu
@@ -10,7 +11,7 @@ go build -o bin/dev/testsum ./scripts/dev/testsum
 go vet "$@"
 log=$(mktemp /var/tmp/machine-test-log.XXXXXX)
 trap 'rm -f "$log"' EXIT
-run() { scripts/dev/isolated.sh go test -json -p 2 -timeout 15m "$@" >"$log" || true; }
+run() { go test -exec "$PWD/scripts/dev/isolated.sh" -json -p 2 -timeout 15m "$@" >"$log" || true; }
 run -count=1 "$@"
 if bin/dev/testsum <"$log"; then
 	exit 0
