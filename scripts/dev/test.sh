@@ -10,7 +10,9 @@ export CGO_ENABLED=0
 go build -o bin/dev/testsum ./scripts/dev/testsum
 go vet "$@"
 log=$(mktemp /var/tmp/machine-test-log.XXXXXX)
-trap 'rm -f "$log"' EXIT
+GOTMPDIR=$(mktemp -d /var/tmp/machine-build.XXXXXX) # not in /tmp, which is hidden from the tests
+export GOTMPDIR
+trap 'rm -rf "$log" "$GOTMPDIR"' EXIT
 run() { go test -exec "$PWD/scripts/dev/isolated.sh" -json -p 2 -timeout 15m "$@" >"$log" || true; }
 run -count=1 "$@"
 if bin/dev/testsum <"$log"; then
