@@ -47,8 +47,12 @@ func words(n int) []byte {
 		}
 		dict[i] = append(w, ' ')
 	}
-	out := make([]byte, 0, n+16)
+	out := make([]byte, 0, n+128)
 	for len(out) < n {
+		if r.IntN(20) == 0 && len(out) > 30_000 { // phrases come again
+			at := len(out) - 1 - r.IntN(30_000)
+			out = append(out, out[at:min(at+10+r.IntN(90), len(out))]...)
+		}
 		out = append(out, dict[int(float64(len(dict))*r.Float64()*r.Float64())]...)
 	}
 	return out[:n]
