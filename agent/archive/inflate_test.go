@@ -16,20 +16,20 @@ import (
 // samples are data of all kinds for compressors.
 func samples() [][]byte {
 	r := rand.New(rand.NewPCG(1, 2))
-	noise := make([]byte, 700_000)
+	noise := make([]byte, 300_000)
 	for i := range noise {
 		noise[i] = byte(r.Uint32())
 	}
-	few := make([]byte, 900_000)
+	few := make([]byte, 300_000)
 	for i := range few {
 		few[i] = "ab"[r.IntN(2)]
 	}
-	skew := make([]byte, 800_000) // long codes
+	skew := make([]byte, 300_000) // long codes
 	for i := range skew {
 		skew[i] = byte(min(255, r.ExpFloat64()*12))
 	}
 	var text []byte
-	for len(text) < 1_500_000 {
+	for len(text) < 700_000 {
 		text = fmt.Appendf(text, "line %d of %x\n", r.IntN(1000), r.Uint32())
 		if r.IntN(10) == 0 && len(text) > 40_000 {
 			at := len(text) - 1 - r.IntN(40_000)
@@ -55,7 +55,7 @@ func gzipped(t testing.TB, b []byte, level int) []byte {
 // however it arrives; members and padding count as gzip(1) has it.
 func TestGunzip(t *testing.T) {
 	for i, b := range samples() {
-		for _, level := range []int{gzip.HuffmanOnly, 0, 1, 2, 6, 9} {
+		for _, level := range []int{gzip.HuffmanOnly, 0, 1, 6} {
 			z := gzipped(t, b, level)
 			r, err := newGunzip(bytes.NewReader(z))
 			if err != nil {

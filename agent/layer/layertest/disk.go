@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -47,8 +48,17 @@ func (d *Disk) mount() {
 }
 
 // Cut ends the file system without flushing anything, and mounts what the
-// disk has: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH.
+// disk has.
 func (d *Disk) Cut() {
+	d.t.Helper()
+	d.Off()
+	d.On()
+}
+
+// Off ends the file system at once, whatever is being done on it:
+// EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH. What is done afterwards
+// fails.
+func (d *Disk) Off() {
 	d.t.Helper()
 	f, err := os.Open(d.Dir)
 	if err != nil {
@@ -60,8 +70,19 @@ func (d *Disk) Cut() {
 	if e != 0 {
 		d.t.Skipf("the power of this file system cannot be cut: %v", e)
 	}
-	if out, err := exec.Command("umount", d.Dir).CombinedOutput(); err != nil {
-		d.t.Fatalf("umount: %v %s", err, out)
+}
+
+// On mounts what the disk has. Nothing may be open on it any more.
+func (d *Disk) On() {
+	d.t.Helper()
+	var out []byte
+	var err error
+	for range 200 { // what was closed in the background
+		if out, err = exec.Command("umount", d.Dir).CombinedOutput(); err == nil {
+			d.mount()
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
-	d.mount()
+	d.t.Fatalf("umount: %v %s", err, out)
 }
