@@ -48,7 +48,7 @@ accept: build ## the acceptance tests alone
 bench: build ## the table of budgets, beside dockerd where it is installed
 	scripts/dev/isolated.sh go test -run '^$$' -bench . -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
 bench-images: bin/agent ## rates of load, save, push and pull beside dockerd's; BENCH_IMAGE_ROUNDS=1
-	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench BenchmarkImages -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
+	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench 'BenchmarkImages|BenchmarkExchange' -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
 powercut: ## 250 power cuts under the image store, at random moments; POWERCUT_SEED
 	POWERCUT_ROUNDS=$${POWERCUT_ROUNDS:-250} scripts/dev/isolated.sh go test -run F31 -count 1 -v -timeout 30m ./agent/image ./agent/layer/overlay
 fuzz: ## every fuzz target for FUZZ_SECONDS=60

@@ -266,6 +266,73 @@ func (m *mover) save(img *bigImage) error {
 	return err
 }
 
+// exchange has one side load what the other one has saved of its busybox: it
+// must be the same image, and run.
+func exchange(from, to *side, name string) error {
+	was, err := from.imageID("busybox")
+	if err != nil {
+		return err
+	}
+	if _, err := from.do("POST", "/images/busybox/tag?repo="+name+"&tag=1", ""); err != nil {
+		return err
+	}
+	resp, err := from.c.Get("http://engine/v1.41/images/" + name + ":1/get")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	out, err := to.send("POST", "/images/load", "application/x-tar", resp.Body)
+	if err != nil {
+		return err
+	}
+	got, err := to.imageID(name + ":1")
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	if got != was {
+		return fmt.Errorf("%s was saved, %s was loaded", was, got)
+	}
+	c, err := to.do("POST", "/containers/create", `{"Image":"`+name+`:1","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}`)
+	if err != nil {
+		return err
+	}
+	if c, err = id(c); err != nil {
+		return err
+	}
+	code := ""
+	if err = to.start(c); err == nil {
+		code, err = to.do("POST", "/containers/"+c+"/wait", "")
+	}
+	if err == nil && !strings.Contains(code, `"StatusCode":0`) {
+		err = fmt.Errorf("true in %s: %s", name, code)
+	}
+	_, err2 := to.do("DELETE", "/images/"+name+":1?force=1", "")
+	return errors.Join(err, to.remove(c), err2)
+}
+
+func (s *side) imageID(name string) (string, error) {
+	out, err := s.do("GET", "/images/"+name+"/json", "")
+	if err != nil {
+		return "", err
+	}
+	return id(out)
+}
+
+// BenchmarkExchange has archives of dockerd's loaded here and ours there.
+func BenchmarkExchange(b *testing.B) {
+	if b.N > 1 || os.Getuid() != 0 {
+		b.Skip("run with -benchtime 1x, as root")
+	}
+	us := ours(b)
+	d := dockerd(b, filepath.Join(us.shared, "busybox.tar"))
+	if d == nil {
+		b.Skip("no peer")
+	}
+	if err := errors.Join(exchange(us, d, "ours"), exchange(d, us, "theirs")); err != nil {
+		b.Error(err)
+	}
+}
+
 // moves are the figures of one side: rates in MB/s and seconds of processor.
 type moves map[string]*struct{ rate, cpu figure }
 

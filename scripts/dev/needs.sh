@@ -14,6 +14,8 @@ want zstd zstd
 want xz xz-utils
 want unshare util-linux
 want docker docker-cli
+want skopeo skopeo
+want buildah buildah
 [ -e /usr/bin/docker-registry ] || need="$need docker-registry"
 [ -d /usr/lib/python3/dist-packages/docker ] || need="$need python3-docker"
 [ -n "$need" ] || exit 0
