@@ -77,7 +77,7 @@ func (c *Container) stop(ctx context.Context, o StopOptions) error {
 	if r.State.Status == container.StatePaused { // a frozen process takes no signal
 		task.Resume()
 	}
-	if err := c.signal(task, sig); err == nil && c.endsWithin(ctx, task, timeout) {
+	if err := c.signal(task, sig); (err == nil || ending(err)) && c.endsWithin(ctx, task, timeout) {
 		c.goneSoon(ctx)
 		c.event(events.ActionStop)
 		return nil
@@ -85,7 +85,7 @@ func (c *Container) stop(ctx context.Context, o StopOptions) error {
 	if err := ctx.Err(); err != nil {
 		return fault.Unavailable.Errorf("stop of container %s: %w", r.Name, err)
 	}
-	if err := c.signal(task, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := c.signal(task, syscall.SIGKILL); err != nil && !ending(err) {
 		return err
 	}
 	if !c.endsWithin(ctx, task, killGrace) {
@@ -115,6 +115,12 @@ func stopParams(r *Record, o StopOptions) (syscall.Signal, time.Duration, error)
 		}
 	}
 	return sig, t, nil
+}
+
+// ending tells whether a signal failed because the container has just ended
+// by itself: what was wanted, then.
+func ending(err error) bool {
+	return errors.Is(err, syscall.ESRCH) || fault.Is(err, fault.Conflict)
 }
 
 // signal sends a signal and says so.
@@ -325,7 +331,7 @@ func (c *Container) killForRemoval(ctx context.Context, r *Record) error {
 	if r.State.Status == container.StatePaused {
 		defer task.Resume()
 	}
-	if err := c.signal(task, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := c.signal(task, syscall.SIGKILL); err != nil && !ending(err) {
 		return err
 	}
 	if r.State.Status == container.StatePaused {
