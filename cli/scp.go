@@ -3,33 +3,87 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"runtime"
+	"sync"
+	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 
 	"machine/cli/lifecycle"
 )
 
 func (p *program) scpCommand() *cli.Command {
-	return &cli.Command{Name: "scp", Usage: "Copy files between machines", ArgsUsage: "[arg...]",
-		Description: "Arguments are [[user@]machine:][path] [[user@]machine:][path].",
+	return &cli.Command{Name: "scp", Usage: "Copy files between machines", ArgsUsage: "SOURCE TARGET",
+		Description: "Arguments are [[user@]machine:][path] [[user@]machine:][path]. Modes and times are kept.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "Copy files recursively (required to copy directories)"},
 			&cli.BoolFlag{Name: "delta", Aliases: []string{"d"}, Usage: "Reduce amount of data sent over network by sending only the differences"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Disables the progress meter as well as warning and diagnostic messages"},
 		},
-		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				_ = cli.ShowCommandHelp(parent(c), "scp")
-				return errors.New("Improper number of arguments") //nolint:staticcheck // docker-machine's words
-			}
-			o := lifecycle.CopyOptions{Recursive: c.Bool("recursive"), Delta: c.Bool("delta")}
-			if !c.Bool("quiet") {
-				o.Each = func(name string, size int64) { fmt.Fprintf(p.stderr, "%s  %s\n", name, humanSize(size)) }
-			}
-			letters := runtime.GOOS == "windows"
-			return p.m.Copy(c.Context, lifecycle.ParsePlace(c.Args().Get(0), letters), lifecycle.ParsePlace(c.Args().Get(1), letters), o)
-		}}
+		Action: p.scp}
+}
+
+func (p *program) scp(c *cli.Context) error {
+	if c.NArg() != 2 {
+		_ = cli.ShowCommandHelp(parent(c), "scp")
+		return errors.New("Improper number of arguments") //nolint:staticcheck // docker-machine's words
+	}
+	o := lifecycle.CopyOptions{Recursive: c.Bool("recursive"), Delta: c.Bool("delta")}
+	done := func() {}
+	if f, ok := p.stderr.(*os.File); ok && !c.Bool("quiet") && term.IsTerminal(int(f.Fd())) {
+		mt := &meter{w: f, start: time.Now()}
+		o.Progress, done = mt.tell, mt.end
+	}
+	letters := runtime.GOOS == "windows"
+	stats, err := p.m.Copy(c.Context, lifecycle.ParsePlace(c.Args().Get(0), letters), lifecycle.ParsePlace(c.Args().Get(1), letters), o)
+	done()
+	if err == nil && o.Delta && !c.Bool("quiet") {
+		fmt.Fprintf(p.stderr, "%s sent, %s kept, %d files the same\n", humanSize(stats.Sent), humanSize(stats.Kept), stats.Skipped)
+	}
+	return err
+}
+
+// A meter shows a copy's progress in one line of a terminal.
+type meter struct {
+	mu          sync.Mutex
+	w           io.Writer
+	start, last time.Time
+	name        string
+	files       int
+	bytes       int64
+}
+
+func (m *meter) tell(name string, n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if name != "" {
+		m.name = name
+		m.files++
+	}
+	m.bytes += n
+	if time.Since(m.last) > 100*time.Millisecond {
+		m.show()
+	}
+}
+
+func (m *meter) show() {
+	m.last = time.Now()
+	rate := float64(m.bytes) / max(time.Since(m.start).Seconds(), 0.001)
+	name := []rune(m.name)
+	if len(name) > 40 {
+		name = append([]rune("..."), name[len(name)-37:]...)
+	}
+	fmt.Fprintf(m.w, "\r%-40s %6d files %10s %10s/s\x1b[K", string(name), m.files, humanSize(m.bytes), humanSize(int64(rate)))
+}
+
+func (m *meter) end() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.show()
+	fmt.Fprintln(m.w)
 }
 
 func humanSize(n int64) string {

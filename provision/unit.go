@@ -7,6 +7,9 @@ import (
 	"machine/provision/ssh"
 )
 
+// AgentPath is where the agent is on a host.
+const AgentPath = agentBin
+
 // Paths on the host.
 const (
 	agentBin  = "/usr/local/bin/machine-agent"

@@ -70,3 +70,16 @@ chmod 644 /etc/ssh-host/keys
 chmod 755 /etc/ssh-host
 `}
 }
+
+// Cgroups is an option for a host on which the real agent can run: it has the
+// kernel's cgroup hierarchies.
+func Cgroups() Options {
+	return Options{Setup: `
+mount -t tmpfs tmpfs /sys/fs/cgroup
+while IFS=: read -r n names path; do
+	[ -n "$names" ] || { mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified; continue; }
+	mkdir -p "/sys/fs/cgroup/$names"
+	mount -t cgroup -o "$names" cgroup "/sys/fs/cgroup/$names" || rmdir "/sys/fs/cgroup/$names"
+done </proc/self/cgroup
+`}
+}

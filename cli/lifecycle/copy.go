@@ -7,11 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
-	"machine/provision/ssh"
+	"machine/agent/transfer"
 )
 
 // A Place is one end of a copy: a path here, or on a machine.
@@ -44,9 +43,11 @@ func ParsePlace(s string, letters bool) Place {
 // CopyOptions say how to copy.
 type CopyOptions struct {
 	Recursive bool
-	Delta     bool // leave out files of equal size and time, as rsync does
-	// Each is told of every file; nil for quiet.
-	Each func(name string, size int64)
+	Delta     bool // only what differs: files by size and time, then their blocks by hash
+	// Progress is told of files as they begin, and of bytes; nil for quiet.
+	Progress transfer.Progress
+	// Direct lets the one machine send to the other without passing here.
+	Direct bool
 }
 
 // tree is a file system at one end. Names are of the end's own kind; they are
@@ -60,22 +61,43 @@ type tree interface {
 	Mkdir(name string, mode fs.FileMode) error
 }
 
-// Copy copies files between machines and this computer, over SSH's file
-// service: no program is needed at the other end, and names are literal.
-func (m *Manager) Copy(ctx context.Context, src, dst Place, o CopyOptions) error {
-	from, joinFrom, closeFrom, err := m.tree(ctx, src)
+// Copy copies files between machines and this computer. Where agents are, it is
+// they who read and write; else it goes over SSH's file service, and no program
+// is needed at the other end. Names are literal either way.
+func (m *Manager) Copy(ctx context.Context, src, dst Place, o CopyOptions) (transfer.Stats, error) {
+	from, err := m.end(ctx, src)
 	if err != nil {
-		return err
+		return transfer.Stats{}, err
+	}
+	defer from.close()
+	to, err := m.end(ctx, dst)
+	if err != nil {
+		return transfer.Stats{}, err
+	}
+	defer to.close()
+	stats, err := fastCopy(ctx, from, to, o)
+	if !errors.Is(err, errNoAgent) {
+		return stats, err
+	}
+	m.Log.Debug("no agent to copy with", "error", err)
+	return m.slowCopy(ctx, from, to, o)
+}
+
+// slowCopy goes file by file, over SFTP.
+func (m *Manager) slowCopy(ctx context.Context, src, dst *end, o CopyOptions) (transfer.Stats, error) {
+	from, joinFrom, closeFrom, err := src.tree(ctx)
+	if err != nil {
+		return transfer.Stats{}, err
 	}
 	defer closeFrom()
-	to, joinTo, closeTo, err := m.tree(ctx, dst)
+	to, joinTo, closeTo, err := dst.tree(ctx)
 	if err != nil {
-		return err
+		return transfer.Stats{}, err
 	}
 	defer closeTo()
 	info, err := from.Stat(src.Path)
 	if err != nil {
-		return fmt.Errorf("scp %s: %w", src.Path, err)
+		return transfer.Stats{}, fmt.Errorf("scp %s: %w", src.Path, err)
 	}
 	target := dst.Path
 	if di, err := to.Stat(target); err == nil && di.IsDir() {
@@ -86,7 +108,8 @@ func (m *Manager) Copy(ctx context.Context, src, dst Place, o CopyOptions) error
 		}
 	}
 	c := copier{ctx: ctx, from: from, to: to, joinFrom: joinFrom, joinTo: joinTo, CopyOptions: o}
-	return c.copy(src.Path, target, info)
+	err = c.copy(src.Path, target, info)
+	return c.stats, err
 }
 
 func baseName(p string, join func(...string) string) string {
@@ -105,6 +128,7 @@ type copier struct {
 	ctx              context.Context //nolint:containedctx // lives as long as one Copy
 	from, to         tree
 	joinFrom, joinTo func(...string) string
+	stats            transfer.Stats
 }
 
 func (c *copier) copy(src, dst string, info fs.FileInfo) error {
@@ -119,6 +143,8 @@ func (c *copier) copy(src, dst string, info fs.FileInfo) error {
 	}
 	if c.Delta {
 		if old, err := c.to.Stat(dst); err == nil && old.Mode().IsRegular() && old.Size() == info.Size() && old.ModTime().Unix() == info.ModTime().Unix() {
+			c.stats.Skipped++
+			c.stats.Kept += info.Size()
 			return nil
 		}
 	}
@@ -127,11 +153,13 @@ func (c *copier) copy(src, dst string, info fs.FileInfo) error {
 		return fmt.Errorf("scp %s: %w", src, err)
 	}
 	defer func() { _ = r.Close() }()
-	if err := c.to.Write(dst, r, info, c.Delta); err != nil {
+	if err := c.to.Write(dst, r, info, true); err != nil {
 		return fmt.Errorf("scp to %s: %w", dst, err)
 	}
-	if c.Each != nil {
-		c.Each(src, info.Size())
+	c.stats.Files++
+	c.stats.Sent += info.Size()
+	if c.Progress != nil {
+		c.Progress(src, info.Size())
 	}
 	return nil
 }
@@ -167,34 +195,6 @@ func (c *copier) copyDir(src, dst string, info fs.FileInfo) error {
 		}
 	}
 	return nil
-}
-
-func (m *Manager) tree(ctx context.Context, p Place) (t tree, join func(...string) string, release func(), err error) {
-	if p.Machine == "" {
-		return localTree{}, filepath.Join, func() {}, nil
-	}
-	mc, err := m.Load(p.Machine)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	defer func() { _ = mc.Close() }()
-	conf, err := mc.SSH(ctx)
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("scp: machine %q: %w", p.Machine, err)
-	}
-	if p.User != "" {
-		conf.User = p.User
-	}
-	cl, err := ssh.Dial(ctx, conf)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	files, err := cl.Files()
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, cl.Close())
-	}
-	stop := context.AfterFunc(ctx, func() { _ = cl.Client.Close() })
-	return ssh.Tree{Client: files}, path.Join, func() { stop(); _ = files.Close(); _ = cl.Close() }, nil
 }
 
 // localTree is this computer.

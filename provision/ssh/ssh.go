@@ -242,6 +242,53 @@ func (c *Client) Output(ctx context.Context, cmd string, stdin io.Reader) (strin
 	return out.String(), err
 }
 
+// A Process is a command that runs on a host, with its streams.
+type Process struct {
+	Stdin  io.WriteCloser
+	Stdout io.Reader
+	wait   func() error
+}
+
+// Wait returns how the command ended, an *ExitError with its last words on
+// standard error if it failed. Stdout must have been read to its end.
+func (p *Process) Wait() error { return p.wait() }
+
+// Start starts cmd in the login user's shell. When ctx ends, it is cut off.
+// The caller calls Wait.
+func (c *Client) Start(ctx context.Context, cmd string) (*Process, error) {
+	s, err := c.NewSession()
+	if err != nil {
+		return nil, fmt.Errorf("ssh session: %w", err)
+	}
+	errs := &capped{max: 64 << 10}
+	s.Stderr = errs
+	in, err1 := s.StdinPipe()
+	out, err2 := s.StdoutPipe()
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	if err := s.Start(cmd); err != nil {
+		stop()
+		return nil, errors.Join(fmt.Errorf("ssh: %w", err), s.Close())
+	}
+	return &Process{in, out, func() error {
+		// Of a program that still talks nobody listens to: it is let go.
+		_, _ = io.Copy(io.Discard, out)
+		err := exitError(ctx, s.Wait())
+		stop()
+		_ = s.Close()
+		var exit *ExitError
+		if errors.As(err, &exit) {
+			exit.Stderr = errs.String()
+			if exit.Stderr != "" {
+				return errors.New(strings.TrimSpace(exit.Stderr))
+			}
+		}
+		return err
+	}}, nil
+}
+
 func exitError(ctx context.Context, err error) error {
 	var exit *ssh.ExitError
 	var missing *ssh.ExitMissingError

@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"machine/agent/host"
+	"machine/agent/transfer"
 )
 
 // version is set by the linker.
@@ -26,6 +27,9 @@ var version = "fake-1"
 func main() {
 	if code, handled := host.Command(os.Args); handled {
 		os.Exit(code)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "copy" && version != "fake-old" {
+		os.Exit(transfer.Main(os.Stdin, os.Stdout, os.Stderr))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "version" {
 		_ = json.NewEncoder(os.Stdout).Encode(map[string]string{"Version": version, "GitCommit": "fake", "Arch": runtime.GOARCH})
