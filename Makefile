@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench bench-images powercut fuzz demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-images bench-scp powercut fuzz demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -53,7 +53,6 @@ powercut: ## 250 power cuts under the image store, at random moments; POWERCUT_S
 	POWERCUT_ROUNDS=$${POWERCUT_ROUNDS:-250} scripts/dev/isolated.sh go test -run F31 -count 1 -v -timeout 30m ./agent/image ./agent/layer/overlay
 fuzz: ## every fuzz target for FUZZ_SECONDS=60
 	scripts/dev/fuzz.sh
-	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench BenchmarkImages -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
 bench-scp: build ## our scp beside OpenSSH's
 	scripts/dev/isolated.sh go test -run '^$$' -bench SCP -benchtime 1x -count 1 -timeout 20m ./cli
 demo: ## from a clean clone to a container on its published port
