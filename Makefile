@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench bench-images bench-scp powercut fuzz demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp powercut faults fuzz demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -46,7 +46,7 @@ lint: ## gofmt, vet, also for darwin and windows
 accept: build ## the acceptance tests alone
 	scripts/dev/test.sh ./acceptance/...
 bench: build ## the table of budgets, beside dockerd where it is installed
-	scripts/dev/isolated.sh go test -run '^$$' -bench . -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
+	scripts/dev/isolated.sh go test -run '^$$' -bench Budgets -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
 bench-images: bin/agent ## rates of load, save, push and pull beside dockerd's; BENCH_IMAGE_ROUNDS=1
 	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench 'BenchmarkImages|BenchmarkExchange' -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
 powercut: ## 250 power cuts under the image store, at random moments; POWERCUT_SEED
@@ -55,6 +55,10 @@ fuzz: ## every fuzz target for FUZZ_SECONDS=60
 	scripts/dev/fuzz.sh
 bench-scp: build ## our scp beside OpenSSH's
 	scripts/dev/isolated.sh go test -run '^$$' -bench SCP -benchtime 1x -count 1 -timeout 20m ./cli
+bench-many: build ## the same with 1,000 containers on one agent
+	scripts/dev/isolated.sh go test -run '^$$' -bench Many -benchtime 1x -count 1 -v -timeout 20m ./acceptance/bench/...
+faults: build ## kill the agent at every named step, ROUNDS (5) times each
+	scripts/dev/isolated.sh go test -run '^$$' -bench KillMatrix -benchtime 1x -count 1 -timeout 60m ./acceptance/faults/...
 demo: ## from a clean clone to a container on its published port
 	scripts/demo.sh
 demo-clean: ## take the demo's machine away

@@ -16,7 +16,7 @@ func (e *Engine) Audit() {
 	}
 	var left []string
 	for range 200 {
-		if left = e.leftovers(); len(left) == 0 {
+		if left = e.Leftovers(); len(left) == 0 {
 			return
 		}
 		e.nap()
@@ -24,7 +24,8 @@ func (e *Engine) Audit() {
 	e.T.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 }
 
-func (e *Engine) leftovers() (left []string) {
+// Leftovers lists what Audit looks for, as it is now.
+func (e *Engine) Leftovers() (left []string) {
 	ps, _ := e.HostRun("ps", "-eo", "pid,args", "--no-headers")
 	for line := range strings.Lines(ps) {
 		line = strings.TrimSpace(line)

@@ -30,6 +30,7 @@ type Engine struct {
 	agentSocket string
 	holder      *exec.Cmd // keeps the namespaces
 	agent       *exec.Cmd
+	ended       chan struct{} // closed when the agent has ended
 	logMu       sync.Mutex
 	log         *os.File
 	cgroup      string
@@ -127,28 +128,53 @@ func (e *Engine) HostRun(args ...string) (string, error) {
 // Start starts the agent and waits until it answers.
 func (e *Engine) Start() {
 	e.T.Helper()
+	if !e.Launch() {
+		e.T.Fatalf("the agent does not answer:\n%s", e.Log())
+	}
+}
+
+// Launch starts the agent with further environment variables. It tells whether
+// the agent came to answer; false when it ended before.
+func (e *Engine) Launch(env ...string) bool {
+	e.T.Helper()
 	args := append([]string{
 		Binary(e.T, "agent"), "--host", "unix://" + e.agentSocket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", filepath.Join(e.Dir, "run"),
 		"--pidfile", filepath.Join(e.Dir, "agent.pid"), "--cgroup-parent", e.cgroup, "--config-file", "/dev/null",
 	}, e.Flags...)
+	os.Remove(e.agentSocket) // of one that was killed
 	e.agent = e.Host(args...)
+	e.agent.Env = append(os.Environ(), env...)
 	e.agent.Stdout, e.agent.Stderr = e.log, e.log
 	// The agent must be a child that can be killed alone.
 	if err := e.agent.Start(); err != nil {
 		e.T.Fatal(err)
 	}
-	for range 600 {
-		c, err := net.Dial("unix", e.agentSocket)
-		if err == nil {
+	agent, ended := e.agent, make(chan struct{})
+	go func() {
+		defer close(ended)
+		agent.Wait()
+	}()
+	e.ended = ended
+	for range 3000 {
+		if c, err := net.Dial("unix", e.agentSocket); err == nil {
 			c.Close()
-			return
+			return true
 		}
-		if p, _ := os.FindProcess(e.agent.Process.Pid); p.Signal(syscall.Signal(0)) != nil {
-			break
+		if e.Ended(10 * time.Millisecond) {
+			return false
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
-	e.T.Fatalf("the agent does not answer:\n%s", e.Log())
+	return false
+}
+
+// Ended waits until the agent has ended, but not for longer than d.
+func (e *Engine) Ended(d time.Duration) bool {
+	select {
+	case <-e.ended:
+		return true
+	case <-time.After(d):
+		return false
+	}
 }
 
 // AgentPid is the agent's process, in the test's PID namespace.
@@ -164,16 +190,22 @@ func (e *Engine) AgentPid() int {
 // Kill ends the agent with SIGKILL and waits for its end.
 func (e *Engine) Kill() {
 	e.T.Helper()
-	syscall.Kill(e.AgentPid(), syscall.SIGKILL)
-	e.agent.Wait()
+	e.end(syscall.SIGKILL)
 	os.Remove(e.agentSocket)
+}
+
+// end sends a signal to an agent that has not ended, and waits until it has.
+func (e *Engine) end(sig syscall.Signal) {
+	if !e.Ended(0) {
+		syscall.Kill(e.AgentPid(), sig)
+	}
+	<-e.ended
 }
 
 // Terminate ends the agent in an orderly way.
 func (e *Engine) Terminate() {
 	e.T.Helper()
-	syscall.Kill(e.AgentPid(), syscall.SIGTERM)
-	e.agent.Wait()
+	e.end(syscall.SIGTERM)
 }
 
 // Restart kills the agent and starts it again.
@@ -192,9 +224,8 @@ func (e *Engine) stop() {
 	if e.check != nil {
 		e.check.report()
 	}
-	if e.agent != nil && e.agent.Process != nil {
-		syscall.Kill(e.AgentPid(), syscall.SIGKILL)
-		e.agent.Wait()
+	if e.ended != nil {
+		e.end(syscall.SIGKILL)
 	}
 	e.holder.Process.Kill()
 	e.holder.Wait()

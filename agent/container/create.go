@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/undo"
@@ -58,6 +59,7 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 		return resp, err
 	}
 	u.Add(func() error { m.releaseName(name, id); return nil })
+	failpoint.Hit("create.named")
 	r := &Record{
 		ID: id, Name: name, Created: m.o.Clock.Now().UTC(), Config: req.Config, HostConfig: hc,
 		ImageID: img.ID, TopLayer: img.TopLayer, Platform: "linux",
@@ -73,6 +75,7 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 	if err = m.build(ctx, r, img, &u); err != nil {
 		return resp, err
 	}
+	failpoint.Hit("create.built")
 	c := m.newContainer(r)
 	if err = c.set(func(*Record) {}); err != nil {
 		return resp, err
@@ -80,6 +83,7 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 	m.mu.Lock()
 	m.byID[id] = c
 	m.mu.Unlock()
+	failpoint.Hit("create.saved")
 	u.Keep()
 	c.event(events.ActionCreate)
 	if warn == nil {
@@ -108,11 +112,13 @@ func (m *Manager) build(ctx context.Context, r *Record, img *model.Image, u *und
 		return fmt.Errorf("create container: %w", err)
 	}
 	u.Add(func() error { return os.RemoveAll(m.dir(r.ID)) })
+	failpoint.Hit("create.dir")
 	if err := m.o.Layers.Create(ctx, r.ID, img.TopLayer); err != nil {
 		return err
 	}
 	clean := context.WithoutCancel(ctx)
 	u.Add(func() error { return m.o.Layers.Remove(clean, r.ID) })
+	failpoint.Hit("create.layer")
 	return m.resolveMounts(ctx, r, img, u)
 }
 

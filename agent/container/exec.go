@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 )
@@ -47,6 +48,7 @@ func (m *Manager) ExecCreate(ref string, req container.ExecCreateRequest) (strin
 	m.execs[e.id] = e
 	c.execIDs[e.id] = true
 	m.mu.Unlock()
+	failpoint.Hit("exec.created")
 	c.event(events.Action("exec_create: "+strings.Join(req.Cmd, " ")), "execID", e.id)
 	return e.id, nil
 }
@@ -121,12 +123,14 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size *[2]uint, detac
 		p.ConsoleSize = *size
 	}
 	e.started = true
+	failpoint.Hit("exec.begun")
 	e.c.event(events.Action("exec_start: "+strings.Join(e.req.Cmd, " ")), "execID", e.id)
 	proc, err := task.Exec(context.WithoutCancel(ctx), p)
 	if err != nil {
 		return nil, e.failed(err)
 	}
 	e.proc, e.pid = proc, proc.Pid()
+	failpoint.Hit("exec.running")
 	s, err := proc.Attach()
 	if err != nil {
 		return nil, err
@@ -162,6 +166,7 @@ const execDrain = time.Minute
 // been read.
 func (m *Manager) watchExec(e *execState, proc model.ExecProcess, closed <-chan struct{}) {
 	x, err := proc.Wait(m.ctx)
+	failpoint.Hit("exec.ended")
 	if m.ctx.Err() != nil {
 		return
 	}
@@ -172,6 +177,7 @@ func (m *Manager) watchExec(e *execState, proc model.ExecProcess, closed <-chan 
 	}
 	e.mu.Unlock()
 	e.c.event(events.ActionExecDie, "execID", e.id, "exitCode", itoa(e.code))
+	failpoint.Hit("exec.told")
 	close(e.exited)
 	t := time.NewTimer(execDrain)
 	defer t.Stop()

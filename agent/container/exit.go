@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
+	"machine/agent/failpoint"
 	"machine/agent/model"
 )
 
@@ -36,13 +37,16 @@ func (c *Container) monitor(task model.Task, run *run) {
 		return
 	}
 	x := task.Exit()
+	failpoint.Hit("exit.seen")
 	c.stopHealth()
 	ctx := context.WithoutCancel(c.m.ctx)
 	r := c.rec.Load()
 	ran := x.At.Sub(r.State.StartedAt)
 	restart := c.wantsRestart(r, x)
 	c.leaveNetworks(ctx, r)
+	failpoint.Hit("exit.networks")
 	c.bookExit(x, restart)
+	failpoint.Hit("exit.booked")
 	if x.OOMKilled {
 		c.event(events.ActionOOM)
 	}
@@ -56,6 +60,7 @@ func (c *Container) monitor(task model.Task, run *run) {
 	}
 	c.mu.Unlock()
 	close(run.booked)
+	failpoint.Hit("exit.told")
 	switch {
 	case restart:
 		c.scheduleRestart(ran)
@@ -70,6 +75,7 @@ func (c *Container) monitor(task model.Task, run *run) {
 	if err := task.Delete(ctx); err != nil {
 		c.m.o.Log.Error("clean up task", "container", c.id, "error", err)
 	}
+	failpoint.Hit("exit.deleted")
 	close(run.ended)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 )
@@ -24,7 +25,11 @@ func (m *Manager) Survivors(ctx context.Context) map[string]string {
 	live := map[string]string{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
+	failpoint.Hit("restore.records")
 	for _, c := range m.all() {
+		if marked, _ := c.removal(); marked {
+			c.note(func(r *Record) { r.State.Status = container.StateRemoving })
+		}
 		r := c.rec.Load()
 		if r.State.Status != container.StateRunning && r.State.Status != container.StatePaused {
 			m.dropTask(ctx, c.id) // a start that the end of the agent cut short
@@ -56,6 +61,7 @@ func (m *Manager) Survivors(ctx context.Context) map[string]string {
 		})
 	}
 	wg.Wait()
+	failpoint.Hit("restore.asked")
 	return live
 }
 
@@ -79,8 +85,11 @@ func (m *Manager) dropTask(ctx context.Context, id string) {
 func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[string]*model.Endpoint) {
 	var restart []*Container
 	for _, c := range m.all() { // before anything can remove a volume
-		m.claimVolumes(c.rec.Load())
+		if r := c.rec.Load(); r.State.Status != container.StateRemoving {
+			m.claimVolumes(r)
+		}
 	}
+	failpoint.Hit("restore.volumes")
 	for _, c := range m.all() {
 		r := c.rec.Load()
 		c.mu.Lock()
@@ -91,6 +100,7 @@ func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[str
 			m.finishRemoval(ctx, c)
 		case task != nil:
 			c.adopt(task, endpoints(c.id))
+			failpoint.Hit("restore.adopted")
 		case r.State.Running():
 			c.bury(ctx)
 			fallthrough
@@ -102,7 +112,9 @@ func (m *Manager) Restore(ctx context.Context, endpoints func(id string) map[str
 			}
 		}
 	}
+	failpoint.Hit("restore.booked")
 	m.sweep(ctx)
+	failpoint.Hit("restore.swept")
 	m.startAll(ctx, restart)
 }
 
@@ -244,7 +256,8 @@ func (m *Manager) depsUp(c *Container) bool {
 
 // finishRemoval goes on with a removal that a crash cut short.
 func (m *Manager) finishRemoval(ctx context.Context, c *Container) {
-	if err := m.remove(ctx, c, RemoveOptions{Volumes: c.rec.Load().HostConfig.AutoRemove}); err != nil {
+	_, volumes := c.removal()
+	if err := m.remove(ctx, c, RemoveOptions{Volumes: volumes || c.rec.Load().HostConfig.AutoRemove}); err != nil {
 		m.o.Log.Error("finish removal", "container", c.id, "error", err)
 	}
 }
@@ -256,6 +269,14 @@ func (m *Manager) sweep(ctx context.Context) {
 	for _, id := range unowned(filepath.Join(m.o.ExecRoot, "tasks"), m) {
 		m.o.Log.Warn("what is left of an unknown container is ended", "container", id)
 		m.dropTask(ctx, id)
+	}
+	for _, mark := range []string{markRemoving, markVolumes} {
+		done, _ := filepath.Glob(m.dir("*") + mark)
+		for _, f := range done {
+			if !m.Known(strings.TrimSuffix(filepath.Base(f), mark)) {
+				os.Remove(f)
+			}
+		}
 	}
 	for _, id := range unowned(filepath.Join(m.o.Root, "containers"), m) {
 		if m.recs.Broken(id) {

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/undo"
@@ -67,15 +68,18 @@ func (c *Container) start(ctx context.Context) (err error) {
 	if err := m.useVolumes(ctx, r); err != nil {
 		return err
 	}
+	failpoint.Hit("start.volumes")
 	key, err := c.sandbox(ctx, r, &u)
 	if err != nil {
 		return err
 	}
 	r = r.clone()
 	r.SandboxKey = key
+	failpoint.Hit("start.sandbox")
 	if err := m.makeFiles(r); err != nil {
 		return err
 	}
+	failpoint.Hit("start.files")
 	netns := key
 	if r.HostConfig.NetworkMode.IsHost() {
 		netns = "host"
@@ -91,9 +95,11 @@ func (c *Container) start(ctx context.Context) (err error) {
 	}
 	clean := context.WithoutCancel(ctx)
 	u.Add(func() error { return task.Delete(clean) })
+	failpoint.Hit("start.assembled")
 	if err := m.writeNetFiles(ctx, r, eps); err != nil {
 		return err
 	}
+	failpoint.Hit("start.netfiles")
 	if err := c.launch(ctx, r, task, eps, key); err != nil {
 		return err
 	}
@@ -111,9 +117,11 @@ func (c *Container) assemble(ctx context.Context, r *Record, b *model.Bundle, u 
 	ch := make(chan made, 1)
 	go func() {
 		t, err := c.m.o.Tasks.Create(ctx, b)
+		failpoint.Hit("start.task")
 		ch <- made{t, err}
 	}()
 	eps, netErr := c.attachAll(ctx, r, r.SandboxKey, u)
+	failpoint.Hit("start.networks")
 	t := <-ch
 	if t.err == nil && netErr != nil {
 		t.t.Delete(context.WithoutCancel(ctx))
@@ -143,8 +151,10 @@ func (c *Container) launch(ctx context.Context, r *Record, task model.Task, eps 
 		n.State = State{Status: container.StateRunning, Pid: task.Pid(), StartedAt: c.m.o.Clock.Now().UTC(), FinishedAt: n.State.FinishedAt, HasBeenStarted: true, Health: h}
 	})
 	c.mu.Unlock()
+	failpoint.Hit("start.booked")
 	if err == nil {
 		err = startError(task.Start(ctx))
+		failpoint.Hit("start.running")
 	}
 	if err != nil {
 		c.mu.Lock()
@@ -155,6 +165,7 @@ func (c *Container) launch(ctx context.Context, r *Record, task model.Task, eps 
 		return err
 	}
 	c.event(events.ActionStart)
+	failpoint.Hit("start.told")
 	c.watch(task, rn)
 	return nil
 }

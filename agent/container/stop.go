@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 )
@@ -70,6 +71,7 @@ func (c *Container) stop(ctx context.Context, o StopOptions) error {
 		return err
 	}
 	r := c.rec.Load()
+	failpoint.Hit("stop.marked")
 	sig, timeout, err := stopParams(r, o)
 	if err != nil {
 		return err
@@ -78,8 +80,10 @@ func (c *Container) stop(ctx context.Context, o StopOptions) error {
 		task.Resume()
 	}
 	if err := c.signal(task, sig); (err == nil || ending(err)) && c.endsWithin(ctx, task, timeout) {
+		failpoint.Hit("stop.ended")
 		c.goneSoon(ctx)
 		c.event(events.ActionStop)
+		failpoint.Hit("stop.told")
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
@@ -128,6 +132,7 @@ func (c *Container) signal(t model.Task, s syscall.Signal) error {
 	if err := t.Kill(s); err != nil {
 		return fmt.Errorf("signal %d to container %s: %w", s, c.id, err)
 	}
+	failpoint.Hit("signal.sent")
 	c.event(events.ActionKill, "signal", strconv.Itoa(int(s)))
 	return nil
 }
@@ -173,9 +178,11 @@ func (m *Manager) Restart(ctx context.Context, ref string, o StopOptions) error 
 		}
 	}
 	c.setStopping(false)
+	failpoint.Hit("restart.stopped")
 	if err := c.start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
+	failpoint.Hit("restart.started")
 	c.event(events.ActionRestart)
 	return nil
 }
@@ -213,12 +220,14 @@ func (m *Manager) Kill(ctx context.Context, ref, signal string) error {
 			return err
 		}
 	}
+	failpoint.Hit("kill.marked")
 	if r.State.Status == container.StatePaused && sig == syscall.SIGKILL {
 		defer task.Resume()
 	}
 	if err := c.signal(task, sig); err != nil {
 		return err
 	}
+	failpoint.Hit("kill.sent")
 	if sig == syscall.SIGKILL && c.endsWithin(ctx, task, killGrace) {
 		c.goneSoon(ctx)
 	}
@@ -318,6 +327,7 @@ func (m *Manager) Remove(ctx context.Context, ref string, o RemoveOptions) error
 			return err
 		}
 	}
+	failpoint.Hit("rm.ready")
 	return m.remove(ctx, c, o)
 }
 
@@ -344,19 +354,29 @@ func (c *Container) killForRemoval(ctx context.Context, r *Record) error {
 	return nil
 }
 
-// remove deletes what a stopped container owns, its record last but one: an
-// agent that dies in between finds a record in state removing and goes on.
+// remove deletes what a stopped container owns, its record last: an agent that
+// dies in between finds the mark of the removal, and goes on.
 func (m *Manager) remove(ctx context.Context, c *Container, o RemoveOptions) error {
 	ctx = context.WithoutCancel(ctx)
 	r := c.rec.Load()
 	c.note(func(r *Record) { r.State.Status = container.StateRemoving })
-	err := m.o.Layers.Remove(ctx, c.id)
+	err := c.markRemoval(o.Volumes)
+	failpoint.Hit("rm.marked")
+	if err == nil {
+		err = m.o.Layers.Remove(ctx, c.id)
+	}
+	failpoint.Hit("rm.layer")
 	if err == nil {
 		err = os.RemoveAll(m.dir(c.id))
+		failpoint.Hit("rm.files")
 	}
 	if err == nil {
+		m.releaseVolumes(ctx, r, o.Volumes)
+		failpoint.Hit("rm.volumes")
 		err = m.recs.Delete(c.id)
+		failpoint.Hit("rm.record")
 	}
+	m.unmarkRemoval(c.id)
 	if err != nil {
 		c.set(func(r *Record) { r.State.Status, r.State.Error = container.StateDead, err.Error() })
 		return fmt.Errorf("remove container %s: %w", r.Name, err)
@@ -373,12 +393,47 @@ func (m *Manager) remove(ctx context.Context, c *Container, o RemoveOptions) err
 		delete(m.execs, id)
 	}
 	m.mu.Unlock()
-	m.releaseVolumes(ctx, r, o.Volumes)
 	c.event(events.ActionDestroy)
 	c.mu.Lock()
 	c.wake(condRemoved, c.exitCodeOf(r), "")
 	c.mu.Unlock()
 	return nil
+}
+
+// Marks of a removal that goes on, beside the container's folder; the second
+// says that its anonymous volumes go, too.
+const (
+	markRemoving = ".removing"
+	markVolumes  = ".removing-volumes"
+)
+
+// markRemoval is what an agent that comes later knows the removal by. It does
+// not wait for the disk: what follows is written behind it.
+func (c *Container) markRemoval(volumes bool) error {
+	mark := markRemoving
+	if volumes {
+		mark = markVolumes
+	}
+	f, err := os.Create(c.m.dir(c.id) + mark)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (m *Manager) unmarkRemoval(id string) {
+	os.Remove(m.dir(id) + markRemoving)
+	os.Remove(m.dir(id) + markVolumes)
+}
+
+// removal tells whether a removal was cut short, and whether of the volumes.
+func (c *Container) removal() (marked, volumes bool) {
+	_, err := os.Lstat(c.m.dir(c.id) + markVolumes)
+	if err == nil {
+		return true, true
+	}
+	_, err = os.Lstat(c.m.dir(c.id) + markRemoving)
+	return err == nil, false
 }
 
 func (c *Container) exitCodeOf(r *Record) int {

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
@@ -109,6 +110,7 @@ func (s *Store) make(ctx context.Context, layer io.Reader, img dockerspec.Docker
 		}
 		defer done()
 		below = append(below, diff)
+		failpoint.Hit("image.layer")
 	}
 	now := time.Now().UTC()
 	img.Created = &now
@@ -128,6 +130,7 @@ func (s *Store) make(ctx context.Context, layer io.Reader, img dockerspec.Docker
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("image.config")
 	shown := id.String()
 	if name != nil {
 		if err := s.setRef(name, id); err != nil {
@@ -135,6 +138,7 @@ func (s *Store) make(ctx context.Context, layer io.Reader, img dockerspec.Docker
 		}
 		shown = oci.Familiar(name)
 	}
+	failpoint.Hit("image.named")
 	s.o.Event(o.event, id, shown)
 	return s.Get(ctx, id.String())
 }
@@ -145,6 +149,7 @@ func (s *Store) addLayer(ctx context.Context, r io.Reader, parent digest.Digest)
 	if err != nil {
 		return nil, "", err
 	}
+	failpoint.Hit("image.staged")
 	diff = g.DiffID()
 	done = s.lease([]digest.Digest{oci.ChainID(parent, diff)})
 	if _, err := s.o.Layers.Commit(ctx, parent, []model.StagedLayer{g}); err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"machine/agent/archive"
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
@@ -51,6 +52,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress model.Progress) 
 	if err := l.read(plain); err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
+	failpoint.Hit("load.read")
 	out, err := l.images()
 	if err != nil {
 		return out, fmt.Errorf("load: %w", err)
@@ -320,7 +322,9 @@ func (l *loader) image(cfg []byte, parts []part) error {
 	if err := l.commit(chains, diffs, parts); err != nil {
 		return err
 	}
+	failpoint.Hit("load.layers")
 	_, err := l.s.add(cfg, record{})
+	failpoint.Hit("load.recorded")
 	return err
 }
 

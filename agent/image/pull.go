@@ -14,6 +14,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"machine/agent/archive"
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
@@ -101,19 +102,23 @@ func (p *pull) run() (*model.Image, error) {
 		tag = d.Digest().String()
 	}
 	p.say(tag, "Pulling from "+reference.Path(p.ref))
+	failpoint.Hit("pull.resolved")
 	before, _ := p.s.Get(p.ctx, p.ref.String())
 	if err := p.getConfig(); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("pull.config")
 	p.chains = chainsOf(p.diffs)
 	defer p.s.lease(p.chains)()
 	if err := p.layers(); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("pull.layers")
 	id, err := p.save()
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("pull.saved")
 	p.progress(model.ProgressEvent{Status: "Digest: " + p.top.String()})
 	if before != nil && before.ID == id {
 		p.progress(model.ProgressEvent{Status: "Status: Image is up to date for " + oci.Familiar(p.ref)})
@@ -299,9 +304,11 @@ func (p *pull) commit(ctx context.Context, i int, g model.StagedLayer) error {
 	if i > 0 {
 		parent = p.chains[i-1]
 	}
+	failpoint.Hit("pull.staged")
 	if _, err := p.s.o.Layers.Commit(ctx, parent, []model.StagedLayer{g}); err != nil {
 		return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
 	}
+	failpoint.Hit("pull.layer")
 	d := p.manifest.Layers[i]
 	p.say(short(d.Digest), "Pull complete")
 	if err := p.s.o.Blobs.Delete(d.Digest); err != nil {
@@ -433,6 +440,7 @@ func (p *pull) save() (digest.Digest, error) {
 	if err != nil {
 		return "", fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
 	}
+	failpoint.Hit("pull.recorded")
 	c, err := reference.WithDigest(reference.TrimNamed(p.ref), p.top)
 	if err != nil {
 		return "", err
@@ -440,6 +448,7 @@ func (p *pull) save() (digest.Digest, error) {
 	if err := p.s.setRef(c, id); err != nil {
 		return "", err
 	}
+	failpoint.Hit("pull.digest")
 	_, digested := p.ref.(reference.Digested)
 	if t, ok := p.ref.(reference.NamedTagged); ok && !digested {
 		if err := p.s.setRef(t, id); err != nil {

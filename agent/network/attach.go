@@ -13,6 +13,7 @@ import (
 
 	apinetwork "github.com/moby/moby/api/types/network"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/network/link"
@@ -30,6 +31,7 @@ func (m *Manager) NewSandbox(ctx context.Context, containerID string) (string, e
 	if err := link.NewNS(key); err != nil {
 		return "", err
 	}
+	failpoint.Hit("sandbox.made")
 	m.sandbox(key, containerID)
 	return key, nil
 }
@@ -57,7 +59,9 @@ func (m *Manager) RemoveSandbox(ctx context.Context, key string) error {
 	for _, ep := range sb.eps {
 		errs = append(errs, m.release(ctx, sb, ep, nil))
 	}
+	failpoint.Hit("sandbox.released")
 	errs = append(errs, link.RemoveNS(key))
+	failpoint.Hit("sandbox.removed")
 	m.forget(sb)
 	return errors.Join(errs...)
 }
@@ -100,10 +104,12 @@ func (m *Manager) Attach(ctx context.Context, c model.AttachConfig) (_ *model.En
 		return nil, err
 	}
 	u.Add(func() error { m.freeAddrs(ep); return nil })
+	failpoint.Hit("attach.claimed")
 	if err := m.eps.Put(ep.ID, ep); err != nil {
 		return nil, err
 	}
 	sb.eps[n.ID] = ep
+	failpoint.Hit("attach.recorded")
 	u.Add(func() error { delete(sb.eps, n.ID); return m.eps.Delete(ep.ID) })
 	if err := m.join(ctx, d, n, sb, ep, &u); err != nil {
 		return nil, err
@@ -111,6 +117,7 @@ func (m *Manager) Attach(ctx context.Context, c model.AttachConfig) (_ *model.En
 	if err := m.eps.Put(ep.ID, ep); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("attach.saved")
 	m.names.add(ep)
 	u.Keep()
 	m.o.Publish("connect", n.ID, n.Name, n.Driver, c.ContainerID)
@@ -140,6 +147,7 @@ func (m *Manager) join(ctx context.Context, d Driver, n *Network, sb *sandbox, e
 	if err := d.Join(ctx, n, ep, ns); err != nil {
 		return err
 	}
+	failpoint.Hit("attach.joined")
 	if ep.IfName != "" {
 		if ep.IPv6.IsValid() {
 			if err := ns.EnableIPv6(ep.IfName); err != nil {
@@ -153,9 +161,11 @@ func (m *Manager) join(ctx context.Context, d Driver, n *Network, sb *sandbox, e
 			return err
 		}
 	}
+	failpoint.Hit("attach.addressed")
 	if err := m.route(ctx, sb, ns, ""); err != nil {
 		return err
 	}
+	failpoint.Hit("attach.routed")
 	if n.UserDefined() {
 		return m.startResolver(sb, ns)
 	}
@@ -403,13 +413,16 @@ func (m *Manager) Detach(ctx context.Context, containerID, networkID string) err
 func (m *Manager) release(ctx context.Context, sb *sandbox, ep *Endpoint, ns *link.NS) error {
 	n, ok := m.nets.Get(ep.NetworkID)
 	errs := []error{m.unpublish(ctx, ep)}
+	failpoint.Hit("detach.ports")
 	if d := m.drivers[ep.Driver]; ok && d != nil {
 		errs = append(errs, d.Leave(ctx, n, ep, ns))
 	}
 	delete(sb.eps, ep.NetworkID)
+	failpoint.Hit("detach.left")
 	m.names.remove(ep)
 	m.refreshResolver(sb)
 	errs = append(errs, m.eps.Delete(ep.ID))
+	failpoint.Hit("detach.record")
 	m.freeAddrs(ep)
 	m.o.Publish("disconnect", ep.NetworkID, ep.NetworkName, ep.Driver, ep.ContainerID)
 	return errors.Join(errs...)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"machine/agent/failpoint"
 	"machine/agent/network/link"
 )
 
@@ -36,6 +37,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string]string) error {
 		kept = append(kept, eps...)
 		errs = append(errs, err)
 	}
+	failpoint.Hit("restore.endpoints")
 	known := map[string]bool{}
 	for container, key := range live {
 		known[filepath.Base(key)] = true
@@ -44,6 +46,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string]string) error {
 		}
 	}
 	errs = append(errs, m.sweepNamespaces(known))
+	failpoint.Hit("restore.namespaces")
 	var nets []*Network
 	for _, n := range m.nets.All() {
 		nets = append(nets, n)
@@ -77,6 +80,10 @@ func (m *Manager) restoreSandbox(ctx context.Context, sb *sandbox) ([]*Endpoint,
 	var errs []error
 	var kept []*Endpoint
 	for _, ep := range sb.eps {
+		if ep.HostIf != "" && !link.Exists(ep.HostIf) { // a detach was cut short
+			errs = append(errs, m.release(ctx, sb, ep, nil))
+			continue
+		}
 		kept = append(kept, ep)
 		if len(ep.Ports) == 0 {
 			continue

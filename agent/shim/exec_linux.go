@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/runtime/rootfs"
@@ -64,6 +65,7 @@ func (t *task) Exec(ctx context.Context, m model.Process) (_ model.ExecProcess, 
 	t.execs[e.id] = e
 	t.mu.Unlock()
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgExec, Proc: e.id, Flags: flags(in, out, out), Body: wire.Marshal(p)}, fds...)
+	failpoint.Hit("shim.exec")
 	closeAll(fds)
 	if err == nil && r.msg.Err != "" {
 		err = fault.Invalid.Errorf("%s", r.msg.Err)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/runtime"
@@ -97,6 +98,7 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 	if err := m.save(b.Dir); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.saved")
 	u.Add(func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
@@ -107,11 +109,13 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 		return nil, err
 	}
 	u.Add(t.abort)
+	failpoint.Hit("shim.spawned")
 	go t.read()
 	// While the shim comes up.
 	if err := group.Create(resources(b)); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("shim.cgroup")
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgCreate, Body: wire.Marshal(prog)})
 	if err != nil {
 		return nil, t.explain(err)
@@ -120,6 +124,7 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 		closeAll(r.fds)
 		return nil, fault.Internal.Errorf("unable to start container process: %s", r.msg.Err)
 	}
+	failpoint.Hit("shim.created")
 	if err := t.adopt(r); err != nil {
 		return nil, err
 	}

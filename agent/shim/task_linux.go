@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/runtime/cgroup"
@@ -335,6 +336,7 @@ func (t *task) Delete(ctx context.Context) error {
 		_ = t.client.post(&wire.Message{Kind: wire.MsgShutdown})
 	}
 	err := t.group.Delete(ctx) // while the shim goes
+	failpoint.Hit("shim.emptied")
 	if t.client != nil {
 		select {
 		case <-t.client.done:

@@ -231,8 +231,11 @@ func (d *Driver) Publish(ctx context.Context, n *network.Network, ep *network.En
 			link.ForgetUDP(p.Host.Port())
 		}
 	}
-	if len(nat) > 0 {
-		return link.Hairpin(ep.HostIf)
+	if len(nat) == 0 {
+		return nil
+	}
+	if err := link.Hairpin(ep.HostIf); err != nil {
+		return errors.Join(err, d.Revoke(context.WithoutCancel(ctx), n, ep, list))
 	}
 	return nil
 }

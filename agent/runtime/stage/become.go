@@ -343,6 +343,9 @@ func resetSignals() {
 		}
 		unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
 	}
-	var mask uint64
+	setMask(0)
+}
+
+func setMask(mask uint64) {
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 2, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0) // SIG_SETMASK
 }

@@ -87,6 +87,9 @@ func initStage(p *wire.Program, status, self int) error {
 		return err
 	}
 	resetSignals()
+	if p.Process.ExecInit {
+		setMask(^uint64(0)) // until it can catch them
+	}
 	return wire.Fail("exec "+x.path, x.exec.Become())
 }
 

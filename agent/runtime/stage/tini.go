@@ -3,6 +3,7 @@
 package stage
 
 import (
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,7 @@ func Tini(args, env []string) {
 	name := []byte("docker-init\x00")
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	catch()
+	runtime.LockOSThread() // the one that takes signals
 	x, err := fork.NewExec(args[2], args[3:], env[1:])
 	if err != nil {
 		unix.Exit(127)
@@ -35,6 +37,10 @@ func Tini(args, env []string) {
 		unix.Write(2, []byte("docker-init: exec "+args[2]+": "+err.Error()+"\n"))
 		unix.Exit(127)
 	}
+	// What was sent since the stage that became us held all signals back:
+	// process 1 would lose those that come before it catches them. Not before
+	// the fork, which puts back the mask that the thread began with.
+	setMask(0)
 	go forward(pid)
 	for {
 		var ws unix.WaitStatus
