@@ -17,7 +17,7 @@ import (
 
 // become turns the thread into the process that p describes: working
 // directory, user, capabilities, filter. Only the exec is left then.
-func become(p *wire.Process, self int) (program, error) {
+func become(p *wire.Process, self, status int) (program, error) {
 	var none program
 	if err := joinCgroups(p); err != nil {
 		return none, err
@@ -51,7 +51,10 @@ func become(p *wire.Process, self int) (program, error) {
 	argv := p.Args
 	if p.ExecInit {
 		argv = append([]string{"docker-init", "--", path}, p.Args...)
-		env = append([]string{initEnv}, env...)
+		env = append([]string{initEnv + strconv.Itoa(status)}, env...)
+		if _, err := unix.FcntlInt(uintptr(status), unix.F_SETFD, 0); err != nil {
+			return none, wire.Fail("keep the status", err)
+		}
 	}
 	x, err := fork.NewExec(path, argv, env)
 	if err != nil {
@@ -343,9 +346,6 @@ func resetSignals() {
 		}
 		unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
 	}
-	setMask(0)
-}
-
-func setMask(mask uint64) {
+	var mask uint64
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, 2, uintptr(unsafe.Pointer(&mask)), 0, 8, 0, 0) // SIG_SETMASK
 }

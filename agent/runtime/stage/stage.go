@@ -82,14 +82,11 @@ func initStage(p *wire.Program, status, self int) error {
 	if err := awaitStart(status, master); err != nil {
 		return err
 	}
-	x, err := become(&p.Process, self)
+	x, err := become(&p.Process, self, status)
 	if err != nil {
 		return err
 	}
 	resetSignals()
-	if p.Process.ExecInit {
-		setMask(^uint64(0)) // until it can catch them
-	}
 	return wire.Fail("exec "+x.path, x.exec.Become())
 }
 
@@ -311,7 +308,7 @@ func execStage(p *wire.Process, status, pidfd, self int, joined bool) error {
 		}
 		unix.Close(master)
 	}
-	x, err := become(p, self)
+	x, err := become(p, self, 0)
 	if err != nil {
 		return err
 	}

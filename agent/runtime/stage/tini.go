@@ -3,7 +3,8 @@
 package stage
 
 import (
-	"runtime"
+	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -11,13 +12,15 @@ import (
 	"machine/agent/runtime/fork"
 )
 
-// initEnv marks the start as the minimal init; it does not reach the program.
-const initEnv = "_MACHINE_INIT=1"
+// initEnv marks the start as the minimal init, and is followed by the number
+// of the descriptor that tells the shim when that can take signals; it does
+// not reach the program.
+const initEnv = "_MACHINE_INIT="
 
 // IsTini reports whether the process was started as a container's minimal
 // init.
 func IsTini(args, env []string) bool {
-	return len(args) >= 4 && args[0] == "docker-init" && len(env) > 0 && env[0] == initEnv
+	return len(args) >= 4 && args[0] == "docker-init" && len(env) > 0 && strings.HasPrefix(env[0], initEnv)
 }
 
 // Tini is the minimal init (docker run --init): it starts the program, passes
@@ -27,7 +30,11 @@ func Tini(args, env []string) {
 	name := []byte("docker-init\x00")
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0)
 	catch()
-	runtime.LockOSThread() // the one that takes signals
+	// Only now is the container started: process 1 would lose what is sent
+	// before it catches it.
+	if status, err := strconv.Atoi(env[0][len(initEnv):]); err == nil && status > 2 {
+		unix.Close(status)
+	}
 	x, err := fork.NewExec(args[2], args[3:], env[1:])
 	if err != nil {
 		unix.Exit(127)
@@ -37,10 +44,6 @@ func Tini(args, env []string) {
 		unix.Write(2, []byte("docker-init: exec "+args[2]+": "+err.Error()+"\n"))
 		unix.Exit(127)
 	}
-	// What was sent since the stage that became us held all signals back:
-	// process 1 would lose those that come before it catches them. Not before
-	// the fork, which puts back the mask that the thread began with.
-	setMask(0)
 	go forward(pid)
 	for {
 		var ws unix.WaitStatus
