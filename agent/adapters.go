@@ -29,10 +29,12 @@ func (archiver) Pack(ctx context.Context, w io.Writer, root *os.File, path strin
 	return archive.Pack(ctx, w, root, path, archive.PackOptions{})
 }
 
-// Unpack: copyUIDGID keeps the archive's numbers; else they are kept too, as
-// Docker does for an engine without user namespaces.
-func (archiver) Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, noOverwriteDirNonDir, _ bool) error {
-	return archive.Unpack(ctx, root, dir, r, archive.UnpackOptions{NoOverwriteDirNonDir: noOverwriteDirNonDir})
+func (archiver) Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, noOverwriteDirNonDir bool, owner *container.Owner) error {
+	o := archive.UnpackOptions{NoOverwriteDirNonDir: noOverwriteDirNonDir}
+	if owner != nil {
+		o.Owner = &archive.Owner{UID: owner.UID, GID: owner.GID}
+	}
+	return archive.Unpack(ctx, root, dir, r, o)
 }
 
 func (archiver) Stat(root *os.File, path string) (model.PathStat, error) {

@@ -108,7 +108,8 @@ func (m *Manager) Archive(ctx context.Context, ref, path string, begin func(mode
 	return m.o.Archive.Pack(ctx, begin(st), root, inside)
 }
 
-// Extract unpacks a tar into a directory of a container.
+// Extract unpacks a tar into a directory of a container. With copyUIDGID what
+// it holds belongs to the container's user, if that is set.
 func (m *Manager) Extract(ctx context.Context, ref, path string, r io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error {
 	c, err := m.find(ref)
 	if err != nil {
@@ -129,7 +130,13 @@ func (m *Manager) Extract(ctx context.Context, ref, path string, r io.Reader, no
 	if ro {
 		return fault.Forbidden.Errorf("container rootfs is marked read-only")
 	}
-	if err := m.o.Archive.Unpack(ctx, root, inside, r, noOverwriteDirNonDir, copyUIDGID); err != nil {
+	var owner *Owner
+	if copyUIDGID {
+		if owner, err = c.owner(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.o.Archive.Unpack(ctx, root, inside, r, noOverwriteDirNonDir, owner); err != nil {
 		return err
 	}
 	c.event(events.ActionExtractToDir)

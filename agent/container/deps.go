@@ -79,7 +79,9 @@ type Tasks interface {
 // Archive moves files in and out of a root directory by descriptor.
 type Archive interface {
 	Pack(ctx context.Context, w io.Writer, root *os.File, path string) error
-	Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
+	// Unpack unpacks a tar into dir. What it unpacks belongs to owner; nil
+	// keeps the tar's numbers.
+	Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, noOverwriteDirNonDir bool, owner *Owner) error
 	Stat(root *os.File, path string) (model.PathStat, error)
 	// CopyTree copies the content and the ownership of src (a directory
 	// opened under an image) into the empty directory dst.

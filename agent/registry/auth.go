@@ -213,7 +213,8 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 			return token{}, err
 		}
 	}
-	req, err := tokenRequest(ctx, u, k.auth, p["service"], scopes)
+	offline := k.refresh != nil && k.auth.Username != ""
+	req, err := tokenRequest(ctx, u, k.auth, p["service"], scopes, offline)
 	if err != nil {
 		return token{}, fault.Unavailable.Errorf("token of registry %s: %w", e.base.Host, err)
 	}
@@ -226,10 +227,14 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 	if resp.StatusCode != http.StatusOK {
 		return token{}, apiError(resp, "")
 	}
-	return readToken(resp)
+	t, refresh, err := readToken(resp)
+	if offline {
+		*k.refresh = refresh
+	}
+	return t, err
 }
 
-func tokenRequest(ctx context.Context, u *url.URL, auth model.RegistryAuth, service string, scopes []string) (*http.Request, error) {
+func tokenRequest(ctx context.Context, u *url.URL, auth model.RegistryAuth, service string, scopes []string, offline bool) (*http.Request, error) {
 	if auth.IdentityToken != "" {
 		form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {auth.IdentityToken}, "service": {service}, "client_id": {"docker"}, "scope": {strings.Join(scopes, " ")}}
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(form.Encode()))
@@ -248,6 +253,10 @@ func tokenRequest(ctx context.Context, u *url.URL, auth model.RegistryAuth, serv
 	if auth.Username != "" {
 		v.Set("account", auth.Username)
 	}
+	if offline { // also a token to log in with instead of the password
+		v.Set("offline_token", "true")
+		v.Set("client_id", "docker")
+	}
 	with := *u
 	with.RawQuery = v.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, with.String(), nil)
@@ -257,27 +266,28 @@ func tokenRequest(ctx context.Context, u *url.URL, auth model.RegistryAuth, serv
 	return req, err
 }
 
-func readToken(resp *http.Response) (token, error) {
+func readToken(resp *http.Response) (t token, refresh string, err error) {
 	b, err := oci.ReadLimited(resp.Body, 1<<20)
 	if err != nil {
-		return token{}, fault.Unavailable.Errorf("read token: %w", err)
+		return token{}, "", fault.Unavailable.Errorf("read token: %w", err)
 	}
-	var t struct {
+	var got struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int    `json:"expires_in"`
+		Refresh     string `json:"refresh_token"`
 	}
-	if err := json.Unmarshal(b, &t); err != nil {
-		return token{}, fault.Unavailable.Errorf("read token: %w", err)
+	if err := json.Unmarshal(b, &got); err != nil {
+		return token{}, "", fault.Unavailable.Errorf("read token: %w", err)
 	}
-	if t.Token == "" {
-		t.Token = t.AccessToken
+	if got.Token == "" {
+		got.Token = got.AccessToken
 	}
-	if t.Token == "" || strings.ContainsAny(t.Token, "\r\n") {
-		return token{}, fault.Unauthorized.Errorf("authorization server did not include a token in the response")
+	if got.Token == "" || strings.ContainsAny(got.Token, "\r\n") {
+		return token{}, "", fault.Unauthorized.Errorf("authorization server did not include a token in the response")
 	}
-	life := min(max(time.Duration(t.ExpiresIn)*time.Second, time.Minute), 24*time.Hour)
-	return token{"Bearer " + t.Token, time.Now().Add(life - 10*time.Second)}, nil
+	life := min(max(time.Duration(got.ExpiresIn)*time.Second, time.Minute), 24*time.Hour)
+	return token{"Bearer " + got.Token, time.Now().Add(life - 10*time.Second)}, got.Refresh, nil
 }
 
 // noSecrets drops the query of a URL from an error: it may hold a name.
@@ -301,7 +311,11 @@ func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, id
 		host = hubDomain
 	}
 	err = c.each(ctx, repo{domain: host}, true, func(e endpoint) error {
-		resp, err := c.do(ctx, e, call{method: http.MethodGet, path: "", auth: auth})
+		k := call{method: http.MethodGet, path: "", auth: auth, refresh: &identityToken}
+		c.mu.Lock()
+		delete(c.token, tokenKey(e, k)) // only a fresh one comes with an identity token
+		c.mu.Unlock()
+		resp, err := c.do(ctx, e, k)
 		if err != nil {
 			return unavailable(e, err)
 		}
@@ -314,5 +328,5 @@ func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, id
 	if err != nil {
 		return "", "", err
 	}
-	return "Login Succeeded", "", nil
+	return "Login Succeeded", identityToken, nil
 }

@@ -261,6 +261,8 @@ type call struct {
 	scope  string
 	auth   model.RegistryAuth
 	once   bool // the body cannot be sent twice
+	// refresh, when set, gets the identity token that a token server gives.
+	refresh *string
 }
 
 // do makes a call at one endpoint: with a token when one is asked for, and

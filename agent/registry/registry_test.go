@@ -405,6 +405,51 @@ func TestLogin(t *testing.T) {
 	}
 }
 
+// TestLoginIdentityToken: a token server that gives identity tokens is asked
+// for one at login, each time; pulls then use it instead of the password.
+func TestLoginIdentityToken(t *testing.T) {
+	r := registrytest.New(t, false)
+	r.Token = "tok"
+	r.SetFault(func(w http.ResponseWriter, q *http.Request) bool {
+		if q.URL.Path != "/token" || q.URL.Query().Get("offline_token") != "true" {
+			return false
+		}
+		if u, p, _ := q.BasicAuth(); u != user.Username || p != user.Password {
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		fmt.Fprint(w, `{"token":"tok","expires_in":300,"refresh_token":"identity"}`)
+		return true
+	})
+	c := client(t, Options{})
+	a := user
+	a.ServerAddress = r.Host
+	for range 2 {
+		if _, id, err := c.Login(bg, a); err != nil || id != "identity" {
+			t.Errorf("got %q, %v", id, err)
+		}
+	}
+}
+
+// TestSearch: a registry is asked itself, and one without a search says so.
+func TestSearch(t *testing.T) {
+	r := registrytest.New(t, false)
+	c := client(t, Options{})
+	if _, err := c.Search(bg, r.Host+"/x", 0, model.RegistryAuth{}); !fault.Is(err, fault.NotImplemented) || !strings.Contains(err.Error(), "offers no search") {
+		t.Errorf("got %v", err)
+	}
+	r.SetFault(func(w http.ResponseWriter, q *http.Request) bool {
+		if q.URL.Path != "/v1/search" || q.URL.Query().Get("q") != "x/y" {
+			return false
+		}
+		fmt.Fprint(w, `{"results":[{"name":"x/y","star_count":3}]}`)
+		return true
+	})
+	if list, err := c.Search(bg, r.Host+"/x/y", 0, model.RegistryAuth{}); err != nil || len(list) != 1 || list[0].StarCount != 3 {
+		t.Errorf("got %v, %v", list, err)
+	}
+}
+
 func FuzzChallenge(f *testing.F) {
 	f.Add(`Bearer realm="https://a/t",service="x",scope="repository:a:pull,push"`)
 	f.Add(`Basic realm="a\"b"`)
