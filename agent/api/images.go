@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	apicontainer "github.com/moby/moby/api/types/container"
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"machine/agent/container"
 	"machine/agent/fault"
@@ -66,7 +66,7 @@ type CommitOptions struct {
 
 // Transfers moves images in and out.
 type Transfers interface {
-	Load(ctx context.Context, r io.Reader, p model.Progress) ([]image.Loaded, error)
+	LoadFor(ctx context.Context, r io.Reader, platform *v1.Platform, p model.Progress) ([]image.Loaded, error)
 	Save(ctx context.Context, names []string, w io.Writer) error
 	Pull(ctx context.Context, ref, platform string, auth model.RegistryAuth, p model.Progress) (*model.Image, error)
 	PullAll(ctx context.Context, name, platform string, auth model.RegistryAuth, p model.Progress) error
@@ -158,7 +158,11 @@ func joinTag(repo, tag string) string {
 func (i *imageAPI) load(w http.ResponseWriter, r *request) error {
 	m := newMessages(w)
 	m.quiet = r.boolean("quiet")
-	_, err := i.b.Load(r.Context(), r.Body, m.event)
+	p, err := platform(r)
+	if err != nil {
+		return err
+	}
+	_, err = i.b.LoadFor(r.Context(), r.Body, p, m.event)
 	return m.end(err)
 }
 
@@ -167,6 +171,11 @@ func (i *imageAPI) save(w http.ResponseWriter, r *request) error {
 	if n := r.vars["name"]; n != "" {
 		names = []string{n}
 	}
+	for _, n := range names {
+		if err := i.provides(r, n); err != nil {
+			return err
+		}
+	}
 	w.Header().Set("Content-Type", "application/x-tar")
 	sw := &startedWriter{w: w}
 	err := i.b.Save(r.Context(), names, sw)
@@ -174,6 +183,9 @@ func (i *imageAPI) save(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) push(w http.ResponseWriter, r *request) error {
+	if err := i.provides(r, joinTag(r.vars["name"], r.query("tag"))); err != nil {
+		return err
+	}
 	m := newMessages(w)
 	return m.end(i.b.Push(r.Context(), joinTag(r.vars["name"], r.query("tag")), registryAuth(r), m.event))
 }
@@ -198,6 +210,9 @@ func deletes(list []image.Removed) []apiimage.DeleteResponse {
 }
 
 func (i *imageAPI) remove(w http.ResponseWriter, r *request) error {
+	if err := i.provides(r, r.vars["name"]); err != nil {
+		return err
+	}
 	list, err := i.b.RemoveImage(r.Context(), r.vars["name"], r.boolean("force"), r.boolean("noprune"))
 	if err != nil {
 		return err
@@ -231,6 +246,9 @@ func (i *imageAPI) prune(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) history(w http.ResponseWriter, r *request) error {
+	if err := i.provides(r, r.vars["name"]); err != nil {
+		return err
+	}
 	list, err := i.b.History(r.Context(), r.vars["name"])
 	if err != nil {
 		return err
@@ -259,10 +277,8 @@ func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if p := r.query("platform"); p != "" {
-		if err := checkPlatform(img, p); err != nil {
-			return err
-		}
+	if err := i.provides(r, r.vars["name"]); err != nil {
+		return err
 	}
 	d, err := i.b.Details(r.Context(), img.ID)
 	if err != nil {
@@ -292,19 +308,6 @@ func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
 		out.VirtualSize = img.Size
 	}
 	return writeJSON(w, http.StatusOK, out)
-}
-
-// checkPlatform answers inspect?platform=, which is JSON.
-func checkPlatform(img *model.Image, want string) error {
-	var p dockerspec.DockerOCIImage
-	if err := json.Unmarshal([]byte(want), &p.Platform); err != nil {
-		return fault.Invalid.Errorf("invalid platform: %w", err)
-	}
-	have := img.Config.Platform
-	if !oci.Matches(p.Platform, have) {
-		return fault.NotFound.Errorf("image with reference %s was found but does not provide the specified platform (%s)", img.ID, oci.FormatPlatform(p.Platform))
-	}
-	return nil
 }
 
 var imageKeys = []string{"dangling", "label", "label!", "before", "since", "reference", "until"}

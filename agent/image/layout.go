@@ -30,6 +30,9 @@ func (l *loader) layout(b []byte) ([]Loaded, error) {
 		if err != nil {
 			return out, err
 		}
+		if !l.wanted(cfg) {
+			continue
+		}
 		parts := make([]part, len(m.Layers))
 		for i, d := range m.Layers {
 			parts[i] = part{name: "blobs/" + string(d.Digest.Algorithm()) + "/" + d.Digest.Encoded(), blob: d.Digest}
@@ -42,6 +45,9 @@ func (l *loader) layout(b []byte) ([]Loaded, error) {
 			return out, err
 		}
 		out = append(out, one)
+	}
+	if err := l.none(len(idx.Manifests), len(out)); err != nil {
+		return nil, err
 	}
 	if len(out) == 0 {
 		return nil, fault.Invalid.Errorf("archive holds no image")

@@ -42,12 +42,18 @@ type Loaded struct {
 // are unpacked while they pass, before it is known what they are good for.
 // Images before a broken one stay. Invalid when the archive is at fault.
 func (s *Store) Load(ctx context.Context, r io.Reader, progress model.Progress) ([]Loaded, error) {
+	return s.LoadFor(ctx, r, nil, progress)
+}
+
+// LoadFor is Load of the images for one platform; nil is the host's where an
+// index offers several, and else all. NotFound when there is none for it.
+func (s *Store) LoadFor(ctx context.Context, r io.Reader, platform *v1.Platform, progress model.Progress) ([]Loaded, error) {
 	plain, err := archive.Decompress(r)
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	defer plain.Close()
-	l := &loader{s: s, ctx: ctx, progress: progress, small: map[string][]byte{}, layers: map[string]*passed{}, alias: map[string]string{}}
+	l := &loader{s: s, ctx: ctx, platform: platform, progress: progress, small: map[string][]byte{}, layers: map[string]*passed{}, alias: map[string]string{}}
 	defer l.discard()
 	if err := l.read(plain); err != nil {
 		return nil, fmt.Errorf("load: %w", err)
@@ -268,6 +274,9 @@ func (l *loader) docker(b []byte) ([]Loaded, error) {
 		if !ok {
 			return out, fault.Invalid.Errorf("archive lacks the configuration %q", m.Config)
 		}
+		if !l.wanted(cfg) {
+			continue
+		}
 		id := digest.FromBytes(cfg)
 		if want := strings.TrimSuffix(path.Base(m.Config), ".json"); oci.IsID(want) && want != id.Encoded() {
 			return out, fault.Invalid.Errorf("configuration %q has the digest %s", m.Config, id)
@@ -288,7 +297,21 @@ func (l *loader) docker(b []byte) ([]Loaded, error) {
 		}
 		out = append(out, one)
 	}
-	return out, nil
+	return out, l.none(len(list), len(out))
+}
+
+// wanted tells whether an image is for the platform that was asked for.
+func (l *loader) wanted(cfg []byte) bool {
+	var p v1.Platform
+	return l.platform == nil || oci.ParseConfig(cfg, &p) != nil || oci.Matches(*l.platform, p)
+}
+
+// none is the error when no image was for the platform.
+func (l *loader) none(there, loaded int) error {
+	if l.platform != nil && there > 0 && loaded == 0 {
+		return fault.NotFound.Errorf("the archive has no image for the platform %s", oci.FormatPlatform(*l.platform))
+	}
+	return nil
 }
 
 // part is a layer that an image of the archive names.

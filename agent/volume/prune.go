@@ -151,8 +151,8 @@ func (m *Manager) Usage(ctx context.Context) ([]apivolume.Volume, error) {
 	return out, ctx.Err()
 }
 
-// diskSize adds up the lengths of what is below dir; a file with several names counts
-// once. What vanishes or cannot be read meanwhile does not count.
+// diskSize adds up the lengths of the files below dir, as Docker does; one with
+// several names counts once, folders do not. What vanishes or cannot be read meanwhile does not count.
 func diskSize(ctx context.Context, dir string) int64 {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
@@ -175,7 +175,10 @@ func diskSize(ctx context.Context, dir string) int64 {
 		if !ok {
 			return nil
 		}
-		if st.Nlink > 1 && !d.IsDir() {
+		if d.IsDir() {
+			return nil
+		}
+		if st.Nlink > 1 {
 			k := inode{uint64(st.Dev), st.Ino}
 			if seen[k] {
 				return nil
