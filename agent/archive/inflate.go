@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"math/bits"
 )
 
 // An inflater reads raw deflate data (RFC 1951). It is there because pulling
@@ -45,7 +44,7 @@ const (
 	litBits, distBits = 11, 8
 	window            = 32 << 10
 	outRoom           = 256 << 10
-	outSlack          = 3 + 258 + 8 // what one step writes at most
+	outSlack          = 64 + 258 + 8 // what one step writes at most
 	inRoom            = 128 << 10
 	inSlack           = 16 // what one step reads at most
 	inPad             = 64
@@ -254,31 +253,18 @@ func (z *inflater) run() (end bool, err error) {
 	in, ip, hold, nb := z.in, z.ip, z.hold, z.nb
 	out, op := z.out, z.op
 	lit, dist := &z.lit, &z.dist
-	limit := len(in) - inSlack
-	for ip <= limit && op < window+outRoom {
+	for limit := len(in) - inSlack; ip <= limit && op < window+outRoom; {
 		hold |= binary.LittleEndian.Uint64(in[ip:]) << (nb & 63)
 		ip += int(63-nb) >> 3
 		nb |= 56
 		e := lit[hold&(1<<litBits-1)]
 		if e >= entLiteral {
-			hold >>= e & 63
-			nb -= uint(e & 63)
-			out[op] = byte(e >> 16)
-			op++
-			e = lit[hold&(1<<litBits-1)]
-			if e >= entLiteral {
+			for e >= entLiteral && nb >= 2*litBits { // the next look-up needs as many again
 				hold >>= e & 63
 				nb -= uint(e & 63)
 				out[op] = byte(e >> 16)
 				op++
 				e = lit[hold&(1<<litBits-1)]
-				if e >= entLiteral {
-					hold >>= e & 63
-					nb -= uint(e & 63)
-					out[op] = byte(e >> 16)
-					op++
-					continue
-				}
 			}
 			hold |= binary.LittleEndian.Uint64(in[ip:]) << (nb & 63)
 			ip += int(63-nb) >> 3
@@ -289,59 +275,40 @@ func (z *inflater) run() (end bool, err error) {
 				hold >>= litBits
 				nb -= litBits
 				e = lit[e>>16+uint32(hold)&(1<<(e>>8&15)-1)]
-				if e >= entLiteral {
-					hold >>= e & 63
-					nb -= uint(e & 63)
-					out[op] = byte(e >> 16)
-					op++
-					continue
-				}
 			}
-			if e&entSpecial != 0 {
-				if e&entEnd == 0 {
-					return false, errDeflate
-				}
-				hold >>= e & 63
-				nb -= uint(e & 63)
-				end = true
-				break
-			}
-		}
-		length := int(e>>16) + int(uint32(hold)&(1<<(e&31)-1)>>(e>>8&15))
-		hold >>= e & 63
-		nb -= uint(e & 63)
-		e = dist[hold&(1<<distBits-1)]
-		if e&entSpecial != 0 {
-			if e&entSub == 0 {
+			if e&entSpecial != 0 && e&entEnd == 0 {
 				return false, errDeflate
 			}
+		}
+		extra := uint32(hold) & (1<<(e&31) - 1) >> (e >> 8 & 15)
+		hold >>= e & 63
+		nb -= uint(e & 63)
+		if e >= entLiteral {
+			out[op] = byte(e >> 16)
+			op++
+			continue
+		}
+		if end = e&entEnd != 0; end {
+			break
+		}
+		to := op + int(e>>16+extra)
+		e = dist[hold&(1<<distBits-1)]
+		if e&entSub != 0 {
 			hold >>= distBits
 			nb -= distBits
 			e = dist[e>>16+uint32(hold)&(1<<(e>>8&15)-1)]
-			if e&entSpecial != 0 {
-				return false, errDeflate
-			}
 		}
-		d := int(e>>16) + int(uint32(hold)&(1<<(e&31)-1)>>(e>>8&15))
-		hold >>= e & 63
-		nb -= uint(e & 63)
-		if d > op-z.base {
+		d := int(e>>16 + uint32(hold)&(1<<(e&31)-1)>>(e>>8&15))
+		if e&entSpecial != 0 || d > op-z.base {
 			return false, errDeflate
 		}
-		from, to := op-d, op+length
-		switch {
-		case d >= 8: // eight at a time, also past the end, which has room
-			for ; op < to; op, from = op+8, from+8 {
+		hold >>= e & 63
+		nb -= uint(e & 63)
+		if d < 8 {
+			overlap(out, op, d, to)
+		} else { // eight at a time, also past the end, which has room
+			for from := op - d; op < to; op, from = op+8, from+8 {
 				binary.LittleEndian.PutUint64(out[op:], binary.LittleEndian.Uint64(out[from:]))
-			}
-		case d == 1:
-			c := out[from]
-			for b := out[op:to]; len(b) > 0; b = b[1:] {
-				b[0] = c
-			}
-		default:
-			for ; op < to; op, from = op+1, from+1 {
-				out[op] = out[from]
 			}
 		}
 		op = to
@@ -350,196 +317,16 @@ func (z *inflater) run() (end bool, err error) {
 	return end, nil
 }
 
-// Base values and extra bits of lengths and distances (RFC 1951, 3.2.5).
-var (
-	lengthBase  = [29]uint16{3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258}
-	lengthExtra = [29]uint8{0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0}
-	codeOrder   = [19]int{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15}
-)
-
-// litEntry is the entry of a literal or length without the bits of its code.
-func litEntry(sym int) uint32 {
-	switch {
-	case sym < 256:
-		return entLiteral | uint32(sym)<<16
-	case sym == 256:
-		return entSpecial | entEnd
-	case sym < 286:
-		return uint32(lengthBase[sym-257])<<16 | uint32(lengthExtra[sym-257])
-	}
-	return entSpecial
-}
-
-func distEntry(sym int) uint32 {
-	if sym >= 30 {
-		return entSpecial
-	}
-	if sym < 2 {
-		return uint32(sym+1) << 16
-	}
-	extra := sym/2 - 1
-	return uint32(1+(2+sym&1)<<extra)<<16 | uint32(extra)
-}
-
-// codeEntry is for the code of code lengths.
-func codeEntry(sym int) uint32 { return uint32(sym) << 16 }
-
-// table makes a look-up table of canonical codes with these lengths. A code
-// must be complete, but for one of a single symbol, or none.
-func table(t []uint32, primary uint, lens []uint8, entry func(int) uint32) error {
-	var count, next [16]int
-	longest, used := uint(0), 0
-	for _, l := range lens {
-		if l > 0 {
-			count[l]++
-			used++
-			longest = max(longest, uint(l))
+// overlap repeats the last d bytes before op up to to.
+func overlap(out []byte, op, d, to int) {
+	if d == 1 {
+		c := out[op-1]
+		for b := out[op:to]; len(b) > 0; b = b[1:] {
+			b[0] = c
 		}
+		return
 	}
-	for i := range t[:1<<primary] {
-		t[i] = entSpecial
+	for ; op < to; op++ {
+		out[op] = out[op-d]
 	}
-	if used == 0 {
-		return nil
-	}
-	left, code := 1, 0
-	for l := 1; l < 16; l++ {
-		left = left<<1 - count[l]
-		if left < 0 {
-			return errDeflate
-		}
-		code = (code + count[l-1]) << 1
-		next[l] = code
-	}
-	if left > 0 && (used > 1 || longest > 1) {
-		return errDeflate
-	}
-	free := 1 << primary // of the subtables
-	for sym, l := range lens {
-		if l == 0 {
-			continue
-		}
-		rev := int(bits.Reverse16(uint16(next[l])) >> (16 - l))
-		next[l]++
-		at, step, end, n := rev, 1<<l, 1<<primary, uint(l)
-		sub := 0
-		if n > primary {
-			p := rev & (1<<primary - 1)
-			if t[p]&entSub == 0 {
-				t[p] = uint32(free)<<16 | entSpecial | entSub | uint32(longest-primary)<<8 | uint32(primary)
-				for i := range 1 << (longest - primary) {
-					t[free+i] = entSpecial
-				}
-				free += 1 << (longest - primary)
-			}
-			sub = int(t[p] >> 16)
-			n -= primary
-			at, step, end = rev>>primary, 1<<n, 1<<(longest-primary)
-		}
-		e := entry(sym)
-		e += uint32(n) | uint32(n)<<8 // the low bits are how many extra ones there are
-		for ; at < end; at += step {
-			t[sub+at] = e
-		}
-	}
-	return nil
-}
-
-func (z *inflater) fixed() error {
-	var lens [288]uint8
-	for i := range lens {
-		switch {
-		case i < 144:
-			lens[i] = 8
-		case i < 256:
-			lens[i] = 9
-		case i < 280:
-			lens[i] = 7
-		default:
-			lens[i] = 8
-		}
-	}
-	if err := table(z.lit[:], litBits, lens[:], litEntry); err != nil {
-		return err
-	}
-	var d [32]uint8
-	for i := range d {
-		d[i] = 5
-	}
-	return table(z.dist[:], distBits, d[:], distEntry)
-}
-
-// dynamic reads a block's codes (RFC 1951, 3.2.7).
-func (z *inflater) dynamic() error {
-	v, err := z.take(14)
-	if err != nil {
-		return err
-	}
-	nlit, ndist, ncode := int(v&31)+257, int(v>>5&31)+1, int(v>>10)+4
-	if nlit > 286 || ndist > 30 {
-		return errDeflate
-	}
-	var lens [320]uint8
-	for _, i := range codeOrder[:ncode] {
-		b, err := z.take(3)
-		if err != nil {
-			return err
-		}
-		lens[i] = uint8(b)
-	}
-	var codes [128]uint32
-	if err := table(codes[:], 7, lens[:19], codeEntry); err != nil {
-		return err
-	}
-	clear(lens[:19])
-	if err := z.lengths(&codes, lens[:nlit+ndist]); err != nil {
-		return err
-	}
-	if lens[256] == 0 { // it could never end
-		return errDeflate
-	}
-	if err := table(z.lit[:], litBits, lens[:nlit], litEntry); err != nil {
-		return err
-	}
-	return table(z.dist[:], distBits, lens[nlit:nlit+ndist], distEntry)
-}
-
-func (z *inflater) lengths(codes *[128]uint32, lens []uint8) error {
-	for i := 0; i < len(lens); {
-		if z.nb < 16 {
-			if err := z.more(); err != nil {
-				return err
-			}
-			z.refill()
-		}
-		e := codes[z.hold&127]
-		if e&entSpecial != 0 {
-			return errDeflate
-		}
-		z.hold >>= e & 63
-		z.nb -= uint(e & 63)
-		sym := e >> 16
-		if sym < 16 {
-			lens[i] = uint8(sym)
-			i++
-			continue
-		}
-		width, n := [3]uint{2, 3, 7}[sym-16], [3]int{3, 3, 11}[sym-16]
-		m, err := z.take(width)
-		if err != nil {
-			return err
-		}
-		n += int(m)
-		if n > len(lens)-i || sym == 16 && i == 0 {
-			return errDeflate
-		}
-		var l uint8
-		if sym == 16 {
-			l = lens[i-1]
-		}
-		for ; n > 0; i, n = i+1, n-1 {
-			lens[i] = l
-		}
-	}
-	return nil
 }
