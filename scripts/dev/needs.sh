@@ -13,6 +13,9 @@ want ssh openssh-client
 want zstd zstd
 want xz xz-utils
 want unshare util-linux
+want pgrep procps
+want mkfs.ext4 e2fsprogs
+want iptables iptables
 want docker docker-cli
 want skopeo skopeo
 want buildah buildah
