@@ -52,6 +52,25 @@ func NewCA(org string, now time.Time) (Pair, error) {
 	return sign(tmpl, tmpl, key, key)
 }
 
+// Renew returns a new certificate for the same authority: name and key stay, so
+// that what the old one signed is good under the new one, and the reverse.
+func Renew(ca Pair, now time.Time) (Pair, error) {
+	old, key, err := ca.parse()
+	if err != nil {
+		return Pair{}, fmt.Errorf("read CA: %w", err)
+	}
+	tmpl, err := template("", now)
+	if err != nil {
+		return Pair{}, err
+	}
+	tmpl.RawSubject, tmpl.SubjectKeyId, tmpl.KeyUsage, tmpl.IsCA = old.RawSubject, old.SubjectKeyId, old.KeyUsage, true
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return Pair{}, fmt.Errorf("renew CA: %w", err)
+	}
+	return Pair{Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), Key: ca.Key}, nil
+}
+
 // A Request says what a certificate is for.
 type Request struct {
 	Org    string

@@ -55,10 +55,11 @@ func (p *program) provisionCommand() *cli.Command {
 }
 
 func (p *program) upgradeCommand() *cli.Command {
-	return &cli.Command{Name: "upgrade", Usage: "Upgrade a machine to the latest version of Docker", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "upgrade", Usage: "Upgrade the agent of machines to the one in this program; containers run on", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag(),
+		&cli.BoolFlag{Name: "downgrade", Usage: "Also where the host has a newer one"}},
 		Action: func(c *cli.Context) error {
 			return p.each(c, func(ctx context.Context, name string) error {
-				from, to, err := p.m.Upgrade(ctx, name)
+				from, to, err := p.m.Upgrade(ctx, name, c.Bool("downgrade"))
 				if err != nil {
 					return fmt.Errorf("upgrade %s: %w", name, err)
 				}

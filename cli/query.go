@@ -145,6 +145,7 @@ func (p *program) connect(ctx context.Context, mc *lifecycle.Machine, swarm bool
 			return "", err
 		}
 	}
+	p.m.KeepFresh(ctx, mc)
 	endpoint := lifecycle.EngineURL(url)
 	if err := p.m.CheckTLS(ctx, mc, endpoint); err != nil {
 		return "", fmt.Errorf("Error checking and/or regenerating the certs: There was an error validating certificates for host %q: %w\nYou can attempt to regenerate them using 'docker-machine regenerate-certs [name]'.\nBe advised that this will trigger a Docker daemon restart which might stop running containers.", endpoint, err) //nolint:staticcheck // docker-machine's words

@@ -70,7 +70,7 @@ func (p *program) regenerateCommand() *cli.Command {
 		Flags: []cli.Flag{
 			filterFlag(),
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Force rebuild and do not prompt"},
-			&cli.BoolFlag{Name: "client-certs", Usage: "Also regenerate client certificates and CA."},
+			&cli.BoolFlag{Name: "client-certs", Usage: "Also regenerate the client certificate, and the CA where it ends soon"},
 		},
 		Action: func(c *cli.Context) error {
 			if !c.Bool("force") {
@@ -84,7 +84,7 @@ func (p *program) regenerateCommand() *cli.Command {
 			}
 			p.say("Regenerating TLS certificates")
 			if c.Bool("client-certs") {
-				if err := p.m.Bootstrap(c.Context); err != nil {
+				if err := p.m.RenewClient(c.Context); err != nil {
 					return err
 				}
 			}

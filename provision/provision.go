@@ -24,6 +24,8 @@ import (
 const (
 	engineTimeout = 30 * time.Second
 	uploadTries   = 4
+	// An agent that took another's place has less time: the old one is there.
+	replacedTimeout = 15 * time.Second
 )
 
 // A Target is one host, and what it should be.
@@ -56,7 +58,16 @@ type Provisioner struct {
 	Say func(format string, args ...any)
 	// CertsOnly leaves the agent's binary as it is.
 	CertsOnly bool
+	// NeedAgent refuses a host that has no agent yet.
+	NeedAgent bool
+	// Version is that of the agent inside this program, "" when not known.
+	Version string
+	// Newer says what to do with a host whose agent is newer than ours.
+	Newer Newer
 }
+
+// ErrNoAgentThere says that another engine may run on the host.
+var ErrNoAgentThere = errors.New("the host has no agent: `provision` puts one there")
 
 // Run provisions the host. It is safe to repeat, also after it was cut off
 // anywhere; a host whose agent runs keeps its containers.
@@ -77,6 +88,12 @@ func (p *Provisioner) Run(ctx context.Context, t Target) (Result, error) {
 	if f["distro"] != "" {
 		p.Say("Provisioning with %s on %s...", f["distro"], f["arch"])
 	}
+	if p.NeedAgent && f["sum:"+agentBin] == "" {
+		return Result{}, ErrNoAgentThere
+	}
+	if err := p.age(ctx, cl, f); err != nil {
+		return Result{}, err
+	}
 	plan, err := p.plan(t, f)
 	if err != nil {
 		return Result{}, err
@@ -87,9 +104,22 @@ func (p *Provisioner) Run(ctx context.Context, t Target) (Result, error) {
 		}
 	}
 	p.Say("Checking connection to Docker...")
-	version, err := WaitEngine(ctx, t.Endpoint, t.TLS, t.dial(cl))
+	replaced := plan.agent != nil && f["sum:"+agentBin] != ""
+	wctx, cancel := ctx, func() {}
+	if replaced {
+		wctx, cancel = context.WithTimeout(ctx, replacedTimeout)
+	}
+	version, err := WaitEngine(wctx, t.Endpoint, t.TLS, t.dial(cl))
+	cancel()
 	if err != nil {
-		return Result{}, p.explain(ctx, cl, f, err)
+		err = p.explain(ctx, cl, f, err)
+		if replaced && ctx.Err() == nil {
+			err = p.rollBack(ctx, cl, t, f, err)
+		}
+		return Result{}, err
+	}
+	if replaced {
+		_, _ = cl.Output(ctx, f.root()+"rm -f "+agentBin+".machine-old", nil)
 	}
 	return Result{Done: plan.done, Version: version}, nil
 }
@@ -145,7 +175,7 @@ func (p *Provisioner) plan(t Target, f facts) (plan, error) {
 	var pl plan
 	var agent []byte
 	var err error
-	if arch := f.arch(); arch != "" && f["os"] == "Linux" && !(p.CertsOnly && f["sum:"+agentBin] != "") {
+	if arch := f.arch(); arch != "" && f["os"] == "Linux" && !((p.CertsOnly || f["newer"] == yes(true)) && f["sum:"+agentBin] != "") {
 		if agent, err = Agent(arch); err != nil {
 			return pl, err
 		}

@@ -22,6 +22,9 @@ if [ -n "$AGENT_TMP" ]; then
 	[ "$got" = "$WANT" ] || { rm -f "$t"; echo "the agent was damaged on its way: checksum $got, not $WANT" >&2; exit 71; }
 	chown 0:0 "$t" 2>/dev/null || :
 	chmod 755 "$t"
+	"$t" version --json >/dev/null || { rm -f "$t"; echo "the agent does not run on this host" >&2; exit 72; }
+	# What runs now is kept until the new one has answered.
+	if [ -e "$AGENT" ]; then ln -f "$AGENT" "$AGENT.machine-old" 2>/dev/null || cp -p "$AGENT" "$AGENT.machine-old"; fi
 	mv -f "$t" "$AGENT"
 fi
 if ! "$AGENT" version --json >/dev/null 2>&1; then

@@ -44,9 +44,15 @@ func (m *Manager) pathsOf(mc *Machine) CertPaths {
 
 // Bootstrap makes the CA and the client certificate if they are missing,
 // expired or do not fit each other. Any number of processes may do so at once:
-// one makes them (F21).
-func (m *Manager) Bootstrap(ctx context.Context) error {
-	if m.bootstrapped() {
+// one makes them (F21). Those that end soon are renewed, the CA with its key:
+// machines that have the old one work on.
+func (m *Manager) Bootstrap(ctx context.Context) error { return m.bootstrap(ctx, false) }
+
+// RenewClient makes the client's certificate anew.
+func (m *Manager) RenewClient(ctx context.Context) error { return m.bootstrap(ctx, true) }
+
+func (m *Manager) bootstrap(ctx context.Context, newClient bool) error {
+	if !newClient && m.bootstrapped() {
 		return nil
 	}
 	unlock, err := m.Store.LockAll(ctx)
@@ -70,8 +76,17 @@ func (m *Manager) Bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
+	if m.ownCA() && certs.Stale(ca.Cert, now) {
+		m.Say("Renewing CA: %s", p.CA)
+		if ca, err = certs.Renew(ca, now); err != nil {
+			return err
+		}
+		if err := store.WriteFile(p.CA, ca.Cert, 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", p.CA, err)
+		}
+	}
 	cl, err := readPair(p.Cert, p.Key)
-	if err == nil && cl.Matches() && certs.Check(ca.Cert, cl.Cert, x509.ExtKeyUsageClientAuth, nil, now) == nil {
+	if err == nil && !newClient && cl.Matches() && !renewable(cl.Cert, ca.Cert, now) && certs.Check(ca.Cert, cl.Cert, x509.ExtKeyUsageClientAuth, nil, now) == nil {
 		return nil
 	}
 	m.Say("Creating client certificate: %s", p.Cert)
@@ -81,6 +96,9 @@ func (m *Manager) Bootstrap(ctx context.Context) error {
 	}
 	return writePair(cl, p.Cert, p.Key)
 }
+
+// ownCA tells our CA from one that the user named by a flag.
+func (m *Manager) ownCA() bool { return m.Certs.CA == "" && m.Certs.CAKey == "" }
 
 // makeCA refuses to replace half of a CA: its machines would be lost.
 func (m *Manager) makeCA(p CertPaths, old certs.Pair, now time.Time) error {
@@ -102,8 +120,12 @@ func (m *Manager) bootstrapped() bool {
 	if err != nil || !ca.Matches() {
 		return false
 	}
+	now := time.Now()
+	if m.ownCA() && certs.Stale(ca.Cert, now) {
+		return false
+	}
 	cl, err := readPair(p.Cert, p.Key)
-	return err == nil && cl.Matches() && certs.Check(ca.Cert, cl.Cert, x509.ExtKeyUsageClientAuth, nil, time.Now()) == nil
+	return err == nil && cl.Matches() && !renewable(cl.Cert, ca.Cert, now) && certs.Check(ca.Cert, cl.Cert, x509.ExtKeyUsageClientAuth, nil, now) == nil
 }
 
 func expired(certPEM []byte, now time.Time) bool {
@@ -147,7 +169,7 @@ func (m *Manager) serverPair(mc *Machine, ip string, force bool) (ca []byte, srv
 	}
 	now := time.Now()
 	srv, err = readPair(cert, key)
-	good := err == nil && srv.Matches() && !certs.Stale(srv.Cert, now) &&
+	good := err == nil && srv.Matches() && !renewable(srv.Cert, auth.Cert, now) &&
 		certs.Check(auth.Cert, srv.Cert, x509.ExtKeyUsageServerAuth, names, now) == nil
 	if !good || force {
 		srv, err = certs.Issue(auth, certs.Request{
@@ -240,7 +262,7 @@ func (m *Manager) certFits(mc *Machine, ip string) bool {
 		return false
 	}
 	now := time.Now()
-	return !certs.Stale(cert, now) && certs.Check(ca, cert, x509.ExtKeyUsageServerAuth, []string{ip}, now) == nil
+	return !renewable(cert, ca, now) && certs.Check(ca, cert, x509.ExtKeyUsageServerAuth, []string{ip}, now) == nil
 }
 
 // A CertInfo tells how long a certificate is good.

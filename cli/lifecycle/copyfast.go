@@ -33,6 +33,7 @@ func (m *Manager) end(ctx context.Context, p Place) (*end, error) {
 		return nil, err
 	}
 	defer func() { _ = mc.Close() }()
+	m.KeepFresh(ctx, mc)
 	conf, err := mc.SSH(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("scp: machine %q: %w", p.Machine, err)

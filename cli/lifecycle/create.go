@@ -209,10 +209,12 @@ func (m *Manager) whereSSH(ctx context.Context, mc *Machine) string {
 type provisionOptions struct {
 	newCert   bool // issue a server certificate anew
 	certsOnly bool
+	needAgent bool
+	newer     provision.Newer
 }
 
 // provision brings the host up to date. The caller holds the lock and saves.
-func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions) (provision.Result, error) {
+func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions) (res provision.Result, err error) {
 	addr, err := mc.Driver.Address(ctx)
 	if err != nil {
 		return provision.Result{}, err
@@ -221,17 +223,23 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 	if err != nil {
 		return provision.Result{}, err
 	}
+	restore := m.keepPair(mc.Name)
 	ca, srv, err := m.serverPair(mc, addr.IP, o.newCert)
 	if err != nil {
 		return provision.Result{}, err
 	}
+	defer func() {
+		if err != nil { // what is here is what the host has
+			restore()
+		}
+	}()
 	endpoint := EngineURL(addr.URL)
 	tlsConf, err := m.ClientTLS(mc, endpoint)
 	if err != nil {
 		return provision.Result{}, err
 	}
 	eo := mc.HostOptions.EngineOptions
-	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly}
+	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly, NeedAgent: o.needAgent, Version: m.AgentVersion, Newer: o.newer}
 	return p.Run(ctx, provision.Target{
 		Machine: mc.Name, Driver: mc.DriverName, SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
 		Endpoint: endpoint, TLS: tlsConf,

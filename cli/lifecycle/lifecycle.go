@@ -33,6 +33,8 @@ type Manager struct {
 	Say func(format string, args ...any)
 	// Certs are the shared certificates, when not in the store's certs/.
 	Certs CertPaths
+	// AgentVersion is that of the agent inside this program.
+	AgentVersion string
 	// DockerDir is the docker client's folder, ~/.docker, for contexts.
 	DockerDir string
 }

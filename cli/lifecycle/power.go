@@ -283,8 +283,10 @@ func (m *Manager) RegenerateCerts(ctx context.Context, name string) error {
 	})
 }
 
-// Upgrade puts this program's agent on the host. Containers keep running.
-func (m *Manager) Upgrade(ctx context.Context, name string) (from, to string, err error) {
+// Upgrade puts this program's agent on the host. Containers keep running. An
+// agent that does not answer is replaced by the old one again. A newer one is
+// left alone, with an error, unless downgrade is set.
+func (m *Manager) Upgrade(ctx context.Context, name string, downgrade bool) (from, to string, err error) {
 	if err := m.Bootstrap(ctx); err != nil {
 		return "", "", err
 	}
@@ -305,7 +307,11 @@ func (m *Manager) Upgrade(ctx context.Context, name string) (from, to string, er
 			from = v
 		}
 		m.Say("Upgrading docker...")
-		res, err := m.provision(ctx, mc, provisionOptions{})
+		newer := provision.RefuseNewer
+		if downgrade {
+			newer = provision.Downgrade
+		}
+		res, err := m.provision(ctx, mc, provisionOptions{newer: newer})
 		to = res.Version
 		if err == nil && len(res.Done) == 0 {
 			m.Say("Machine %q is up to date.", name)

@@ -19,6 +19,7 @@ type Login struct {
 
 // Login runs a command or a shell on a machine with our own SSH client.
 func (m *Manager) Login(ctx context.Context, mc *Machine, l Login) error {
+	m.KeepFresh(ctx, mc)
 	conf, err := mc.SSH(ctx)
 	if err != nil {
 		return err

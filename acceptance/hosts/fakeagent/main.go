@@ -35,6 +35,12 @@ func main() {
 		_ = json.NewEncoder(os.Stdout).Encode(map[string]string{"Version": version, "GitCommit": "fake", "Arch": runtime.GOARCH})
 		return
 	}
+	if version == "fake-dead" {
+		signals := make(chan os.Signal, 1) // starts, and answers nothing
+		signal.Notify(signals, syscall.SIGTERM)
+		<-signals
+		return
+	}
 	if err := serve(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
