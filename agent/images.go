@@ -73,7 +73,7 @@ func (a *Agent) openRegistry() (err error) {
 // Extra tells the API what the image store does not know.
 func (s *imageStore) Extra(id, top digest.Digest) api.ImageExtra {
 	running, stopped := s.a.containers.UsesOfImage(string(id))
-	return api.ImageExtra{Containers: int64(len(running) + len(stopped)), Driver: s.a.layers.ImageDriver(top)}
+	return api.ImageExtra{Containers: slices.Concat(running, stopped), Driver: s.a.layers.ImageDriver(top)}
 }
 
 // RemoveImage removes an image unless a container stands on it.

@@ -29,6 +29,13 @@ func TestImagePlatforms(t *testing.T) {
 			t.Errorf("%s: %d %s", q, code, body)
 		}
 	}
+	cc := e.Run("create", "busybox", "true")
+	for _, path := range []string{"/v1.51/images/json?manifests=1", "/v1.51/images/busybox/json?manifests=1"} {
+		if _, body := e.Do("GET", path, ""); !strings.Contains(body, `"Containers":["`+cc+`"]`) || !strings.Contains(body, `"Platform":{"architecture":"`+runtime.GOARCH) {
+			t.Errorf("%s: %s", path, body)
+		}
+	}
+	e.Run("rm", cc)
 	if code, body := e.Do("GET", "/v1.51/images/busybox/json?platform=x", ""); code != 400 {
 		t.Errorf("no platform: %d %s", code, body)
 	}

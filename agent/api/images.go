@@ -43,7 +43,7 @@ type ImageReader interface {
 
 // ImageExtra is what images do not know themselves.
 type ImageExtra struct {
-	Containers int64             // made from it
+	Containers []string          // ids of those made from it
 	Driver     map[string]string // GraphDriver.Data
 }
 
@@ -280,6 +280,13 @@ func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
 	if err := i.provides(r, r.vars["name"]); err != nil {
 		return err
 	}
+	var manifests []apiimage.ManifestSummary
+	if r.boolean("manifests") && !r.before("1.48") {
+		if r.query("platform") != "" {
+			return fault.Invalid.Errorf("conflicting options: manifests and platform options cannot both be set")
+		}
+		manifests = i.manifests(img)
+	}
 	d, err := i.b.Details(r.Context(), img.ID)
 	if err != nil {
 		return err
@@ -293,7 +300,7 @@ func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
 		ID: img.ID.String(), RepoTags: img.RepoTags, RepoDigests: img.Digests, Author: c.Author, Config: &c.Config,
 		Architecture: c.Architecture, Variant: c.Variant, Os: c.OS, OsVersion: c.OSVersion, Size: img.Size,
 		GraphDriver: &storage.DriverData{Name: "overlay2", Data: i.b.Extra(img.ID, img.TopLayer).Driver},
-		RootFS:      apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: d.LastTagged},
+		RootFS:      apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: d.LastTagged}, Manifests: manifests,
 	}}
 	if n := len(c.History); n > 0 {
 		out.Comment = c.History[n-1].Comment
@@ -346,6 +353,9 @@ func (i *imageAPI) list(w http.ResponseWriter, r *request) error {
 		l := i.summary(&s, r)
 		if shared {
 			l.SharedSize = use.Shared[s.ID]
+		}
+		if r.boolean("manifests") && !r.before("1.47") {
+			l.Manifests = i.manifests(s.Image)
 		}
 		out = append(out, l)
 	}
@@ -426,7 +436,7 @@ func (i *imageAPI) summary(s *image.Summary, r *request) listedImage {
 		l.Created = 0
 	}
 	if r == nil || !r.before("1.51") {
-		l.Containers = i.b.Extra(s.ID, s.TopLayer).Containers
+		l.Containers = int64(len(i.b.Extra(s.ID, s.TopLayer).Containers))
 	}
 	if r != nil && r.before("1.43") && len(l.RepoTags) == 0 {
 		l.RepoTags = []string{"<none>:<none>"}

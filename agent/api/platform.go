@@ -2,10 +2,14 @@ package api
 
 import (
 	"encoding/json"
+	"strings"
 
+	apiimage "github.com/moby/moby/api/types/image"
+	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 	"machine/agent/oci"
 )
 
@@ -55,4 +59,22 @@ func (i *imageAPI) provides(r *request, name string) error {
 		}
 	}
 	return nil
+}
+
+// manifests is the one image that an image here is. Its compressed content is
+// not kept, so that has no size.
+func (i *imageAPI) manifests(img *model.Image) []apiimage.ManifestSummary {
+	d := v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: img.ID, Platform: &img.Config.Platform}
+	if len(img.Digests) > 0 {
+		_, s, _ := strings.Cut(img.Digests[0], "@")
+		d.Digest = digest.Digest(s)
+	}
+	m := apiimage.ManifestSummary{ID: d.Digest.String(), Descriptor: d, Available: true, Kind: apiimage.ManifestKindImage}
+	m.Size.Total = img.Size
+	m.ImageData = &apiimage.ImageProperties{Platform: img.Config.Platform, Containers: i.b.Extra(img.ID, img.TopLayer).Containers}
+	m.ImageData.Size.Unpacked = img.Size
+	if m.ImageData.Containers == nil {
+		m.ImageData.Containers = []string{}
+	}
+	return []apiimage.ManifestSummary{m}
 }
