@@ -28,7 +28,12 @@ func (m *Manager) NewSandbox(ctx context.Context, containerID string) (string, e
 		return "", err
 	}
 	key := filepath.Join(m.netnsDir(), newID()[:12])
-	if err := link.NewNS(key); err != nil {
+	ns, err := m.spare.take()
+	if err != nil {
+		return "", err
+	}
+	defer ns.Close()
+	if err := link.BindNS(ns, key); err != nil {
 		return "", err
 	}
 	failpoint.Hit("sandbox.made")

@@ -73,7 +73,8 @@ type Manager struct {
 	subnets   map[string]map[netip.Prefix]*ipam.Subnet // by network id
 	sandboxes map[string]*sandbox                      // by key
 	keys      map[string]string                        // container id to the key of its sandbox
-	wg        sync.WaitGroup                           // resolvers and proxies
+	spare     spare
+	wg        sync.WaitGroup // resolvers and proxies
 }
 
 // A sandbox is the network namespace of one container.
@@ -465,6 +466,7 @@ func (m *Manager) Close() error {
 		sb.mu.Unlock()
 	}
 	m.ports.close()
+	m.spare.close()
 	m.wg.Wait()
 	return nil
 }

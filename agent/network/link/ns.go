@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -30,7 +31,36 @@ type NS struct {
 // whose folder is made. IPv6 is off for devices that come later, until
 // EnableIPv6 is called for one: a network without IPv6 must show none. When
 // path is there already it is replaced.
-func NewNS(path string) (err error) {
+func NewNS(path string) error {
+	f, err := MakeNS()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return BindNS(f, path)
+}
+
+// MakeNS makes a namespace as NewNS does, without a name: it ends when the
+// descriptor is closed.
+func MakeNS() (f *os.File, err error) {
+	err = onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		if err := setUp(); err != nil {
+			return fmt.Errorf("create network namespace: loopback: %w", err)
+		}
+		var err error
+		if f, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		return nil
+	})
+	return f, err
+}
+
+// BindNS gives a namespace a name; see NewNS. The caller closes f.
+func BindNS(ns *os.File, path string) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("create network namespace: %w", err)
 	}
@@ -47,19 +77,11 @@ func NewNS(path string) (err error) {
 			os.Remove(path)
 		}
 	}()
-	return onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("create network namespace: %w", err)
-		}
-		if err := setUp(); err != nil {
-			return fmt.Errorf("create network namespace: loopback: %w", err)
-		}
-		err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
-		if err != nil {
-			return fmt.Errorf("bind network namespace to %s: %w", path, err)
-		}
-		return nil
-	})
+	err = unix.Mount("/proc/self/fd/"+strconv.Itoa(int(ns.Fd())), path, "", unix.MS_BIND, "")
+	if err != nil {
+		return fmt.Errorf("bind network namespace to %s: %w", path, err)
+	}
+	return nil
 }
 
 // setUp runs on a thread that is in the new namespace.
