@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp powercut faults fuzz demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp interrupted powercut faults fuzz demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -59,6 +59,8 @@ bench-many: build ## the same with 1,000 containers on one agent
 	scripts/dev/isolated.sh go test -run '^$$' -bench Many -benchtime 1x -count 1 -v -timeout 20m ./acceptance/bench/...
 faults: build ## kill the agent at every named step, ROUNDS (5) times each
 	scripts/dev/isolated.sh go test -run '^$$' -bench KillMatrix -benchtime 1x -count 1 -timeout 60m ./acceptance/faults/...
+interrupted: ## N=500 creates, cut off at random moments; SEED repeats a run
+	INTERRUPTED=$${N:-500} INTERRUPTED_SEED=$$SEED scripts/dev/isolated.sh go test -v -run TestInterrupted -count 1 -timeout 60m ./cli
 demo: ## from a clean clone to a container on its published port
 	scripts/demo.sh
 demo-clean: ## take the demo's machine away

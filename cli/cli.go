@@ -170,6 +170,8 @@ func globalFlags() []cli.Flag {
 		str("github-api-token", "Token to use for requests to the Github API"),
 		&cli.BoolFlag{Name: "native-ssh", EnvVars: []string{"MACHINE_NATIVE_SSH"}, Value: true, Usage: "Use the native (Go-based) SSH implementation; --native-ssh=false takes the ssh program"},
 		str("bugsnag-api-token", "Accepted and ignored: no crash report is ever sent"),
+		&cli.StringFlag{Name: "secret-namespace", Hidden: true, Usage: "Rancher's, accepted when empty"},
+		&cli.StringFlag{Name: "secret-name", Hidden: true, Usage: "Rancher's, accepted when empty"},
 	}
 }
 
@@ -199,6 +201,9 @@ func (p *program) before(c *cli.Context) error {
 		p.debug = b
 	}
 	p.debug = p.debug || c.Bool("debug")
+	if c.String("secret-name") != "" {
+		return errors.New("--secret-name: machines are not kept in Kubernetes secrets; leave it empty, and keep the folder of --storage-path")
+	}
 	st, err := store.Open(c.String("storage-path"))
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ func (p *program) rmCommand() *cli.Command {
 		Flags: []cli.Flag{
 			filterFlag(),
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Remove local configuration even if machine cannot be removed, also implies an automatic yes (`-y`)"},
+			&cli.BoolFlag{Name: "update-config", Hidden: true, Usage: "Rancher's, accepted"},
 			&cli.BoolFlag{Name: "y", Usage: "Assumes automatic yes to proceed with remove, without prompting further user confirmation"},
 		},
 		Action: p.rm}

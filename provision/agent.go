@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -87,6 +88,7 @@ func AgentFile(dir, arch string) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
+	sweep(dir, time.Now().Add(-time.Hour))
 	f, err := os.CreateTemp(dir, ".agent-*")
 	if err != nil {
 		return "", err
@@ -101,6 +103,16 @@ func AgentFile(dir, arch string) (string, error) {
 		return "", fmt.Errorf("write agent: %w", err)
 	}
 	return file, nil
+}
+
+// sweep removes what writers that were killed long ago have left.
+func sweep(dir string, before time.Time) {
+	left, _ := filepath.Glob(filepath.Join(dir, ".agent-*"))
+	for _, f := range left {
+		if fi, err := os.Stat(f); err == nil && fi.ModTime().Before(before) {
+			_ = os.Remove(f)
+		}
+	}
 }
 
 func sum12(data []byte) string {

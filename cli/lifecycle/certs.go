@@ -61,6 +61,7 @@ func (m *Manager) bootstrap(ctx context.Context, newClient bool) error {
 	}
 	defer unlock()
 	p := m.paths()
+	store.Sweep(m.Store.Path("certs"))
 	for _, f := range []string{p.CA, p.CAKey, p.Cert, p.Key} {
 		if err := os.MkdirAll(filepath.Dir(f), 0o700); err != nil {
 			return fmt.Errorf("certificates: %w", err)

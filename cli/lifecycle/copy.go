@@ -46,8 +46,6 @@ type CopyOptions struct {
 	Delta     bool // only what differs: files by size and time, then their blocks by hash
 	// Progress is told of files as they begin, and of bytes; nil for quiet.
 	Progress transfer.Progress
-	// Direct lets the one machine send to the other without passing here.
-	Direct bool
 }
 
 // tree is a file system at one end. Names are of the end's own kind; they are

@@ -237,6 +237,15 @@ func lockFile(ctx context.Context, path string, waiting func()) (func(), error) 
 	}
 }
 
+// Sweep removes what writers that were killed have left in dir. The caller
+// holds the lock of dir's writers.
+func Sweep(dir string) {
+	left, _ := filepath.Glob(filepath.Join(dir, ".*.tmp*"))
+	for _, f := range left {
+		_ = os.Remove(f)
+	}
+}
+
 // WriteFile replaces path by data: either the old bytes or the new ones are
 // there afterwards, also after a power cut. It is safe to repeat.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
