@@ -13,8 +13,8 @@ import (
 )
 
 func (p *program) certificatesCommand() *cli.Command {
-	return &cli.Command{Name: "certificates", Usage: "Show how long certificates are good, and renew those that end soon", ArgsUsage: "[arg...]",
-		Flags: []cli.Flag{filterFlag(), &cli.BoolFlag{Name: "renew", Usage: "renew what has lived two thirds of its time; no engine is restarted"}},
+	return &cli.Command{Name: "certificates", Usage: "Show how long certificates are good, and renew those that end soon", ArgsUsage: "[NAME...]",
+		Flags: []cli.Flag{filterFlag(), &cli.BoolFlag{Name: "renew", Usage: "Renew what has lived two thirds of its time; no engine is restarted"}},
 		Action: func(c *cli.Context) error {
 			names, err := p.chosen(c)
 			if err != nil {

@@ -138,8 +138,10 @@ func (p *program) app() *cli.App {
 	app.CommandNotFound = nil
 	app.Flags = globalFlags()
 	app.Commands = p.commands()
+	plainSwitches(app.Flags)
 	for _, c := range app.Commands {
 		c.OnUsageError = p.usageError
+		plainSwitches(c.Flags)
 		if c.Name != "ssh" {
 			c.HideHelpCommand = true
 		}
@@ -154,6 +156,15 @@ func (p *program) app() *cli.App {
 		fmt.Fprintf(p.stdout, "%s version %s\n", p.name, c.App.Version)
 	}
 	return app
+}
+
+// plainSwitches keeps "(default: false)" out of the help.
+func plainSwitches(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok && !b.Value {
+			b.DisableDefaultText = true
+		}
+	}
 }
 
 func globalFlags() []cli.Flag {

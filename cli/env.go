@@ -21,7 +21,7 @@ const sep = string(os.PathSeparator)
 var errShell = errors.New("Error: Unknown shell") //nolint:staticcheck // docker-machine's words
 
 func (p *program) envCommand() *cli.Command {
-	return &cli.Command{Name: "env", Usage: "Display the commands to set up the environment for the Docker client", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "env", Usage: "Display the commands to set up the environment for the Docker client", ArgsUsage: "[NAME]",
 		Description: "Argument is a machine name.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "swarm", Usage: "Display the Swarm config instead of the Docker daemon"},

@@ -50,21 +50,21 @@ type fleetGroup struct {
 
 func fleetFlags(more ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
-		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "fleet.yaml", Usage: "the fleet's file"},
-		&cli.IntFlag{Name: "parallel", Aliases: []string{"p"}, Value: 16, Usage: "how many machines at once"},
+		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "fleet.yaml", Usage: "The fleet's file"},
+		&cli.IntFlag{Name: "parallel", Aliases: []string{"p"}, Value: 16, Usage: "How many machines at once"},
 	}, more...)
 }
 
 func (p *program) applyCommand() *cli.Command {
 	return &cli.Command{Name: "apply", Aliases: []string{"up"}, Usage: "Bring all machines of a fleet file to the state that it declares", ArgsUsage: " ",
 		Description: "Makes what is missing, goes on with what was cut off, starts what is stopped, changes options, labels and engine options that differ, and leaves the rest alone. Machines that the file does not name are not touched.",
-		Flags:       fleetFlags(&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "only tell what would be done"}),
+		Flags:       fleetFlags(&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "Only tell what would be done"}),
 		Action:      p.up}
 }
 
 func (p *program) downCommand() *cli.Command {
 	return &cli.Command{Name: "down", Usage: "Stop, or remove, all machines of a fleet file", ArgsUsage: " ",
-		Flags:  fleetFlags(&cli.BoolFlag{Name: "rm", Usage: "remove the machines"}, &cli.BoolFlag{Name: "y", Usage: "do not ask"}),
+		Flags:  fleetFlags(&cli.BoolFlag{Name: "rm", Usage: "Remove the machines"}, &cli.BoolFlag{Name: "y", Usage: "Do not ask"}),
 		Action: p.down}
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 func (p *program) inspectCommand() *cli.Command {
-	return &cli.Command{Name: "inspect", Usage: "Inspect information about a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "inspect", Usage: "Show all that is known about a machine", ArgsUsage: "[NAME]",
 		Description: "Argument is a machine name.",
 		Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "Format the output using the given go template."}},
 		Action:      p.inspect}

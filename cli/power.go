@@ -10,7 +10,7 @@ import (
 const newIP = "%s machines may have new IP addresses. You may need to re-run the `docker-machine env` command."
 
 func (p *program) startCommand() *cli.Command {
-	return &cli.Command{Name: "start", Usage: "Start a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "start", Usage: "Start machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			if err := p.each(c, p.m.Start); err != nil {
 				return err
@@ -21,17 +21,17 @@ func (p *program) startCommand() *cli.Command {
 }
 
 func (p *program) stopCommand() *cli.Command {
-	return &cli.Command{Name: "stop", Usage: "Stop a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "stop", Usage: "Stop machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error { return p.each(c, p.m.Stop) }}
 }
 
 func (p *program) killCommand() *cli.Command {
-	return &cli.Command{Name: "kill", Usage: "Kill a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "kill", Usage: "Kill machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error { return p.each(c, p.m.Kill) }}
 }
 
 func (p *program) restartCommand() *cli.Command {
-	return &cli.Command{Name: "restart", Usage: "Restart a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "restart", Usage: "Restart machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			if err := p.each(c, p.m.Restart); err != nil {
 				return err

@@ -13,7 +13,7 @@ import (
 )
 
 func (p *program) ipCommand() *cli.Command {
-	return &cli.Command{Name: "ip", Usage: "Get the IP address of a machine", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "ip", Usage: "Get the IP addresses of machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			return p.eachLine(c, func(ctx context.Context, mc *lifecycle.Machine) (string, error) { return mc.IP(ctx) })
 		}}
@@ -54,7 +54,7 @@ func (p *program) eachLine(c *cli.Context, f func(context.Context, *lifecycle.Ma
 }
 
 func (p *program) urlCommand() *cli.Command {
-	return &cli.Command{Name: "url", Usage: "Get the URL of a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "url", Usage: "Get the URL of a machine", ArgsUsage: "[NAME]",
 		Action: func(c *cli.Context) error {
 			mc, err := p.load(c)
 			if err != nil {
@@ -71,7 +71,7 @@ func (p *program) urlCommand() *cli.Command {
 }
 
 func (p *program) statusCommand() *cli.Command {
-	return &cli.Command{Name: "status", Usage: "Get the status of a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "status", Usage: "Get the status of a machine", ArgsUsage: "[NAME]",
 		Action: func(c *cli.Context) error {
 			mc, err := p.load(c)
 			if err != nil {
@@ -88,7 +88,7 @@ func (p *program) statusCommand() *cli.Command {
 }
 
 func (p *program) versionCommand() *cli.Command {
-	return &cli.Command{Name: "version", Usage: "Show the Docker Machine version or a machine docker version", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "version", Usage: "Show the version of this program, or that of a machine's engine", ArgsUsage: "[NAME]",
 		Action: func(c *cli.Context) error {
 			switch c.NArg() {
 			case 0:
@@ -113,7 +113,7 @@ func (p *program) versionCommand() *cli.Command {
 }
 
 func (p *program) configCommand() *cli.Command {
-	return &cli.Command{Name: "config", Usage: "Print the connection config for machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "config", Usage: "Print the connection config for machine", ArgsUsage: "[NAME]",
 		Description: "Argument is a machine name.",
 		Flags:       []cli.Flag{&cli.BoolFlag{Name: "swarm", Usage: "Display the Swarm config instead of the Docker daemon"}},
 		Action: func(c *cli.Context) error {

@@ -14,11 +14,11 @@ import (
 )
 
 func (p *program) rmCommand() *cli.Command {
-	return &cli.Command{Name: "rm", Usage: "Remove a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "rm", Usage: "Remove machines", ArgsUsage: "NAME...",
 		Description: "Argument(s) are one or more machine names.",
 		Flags: []cli.Flag{
 			filterFlag(),
-			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Remove local configuration even if machine cannot be removed, also implies an automatic yes (`-y`)"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Remove local configuration even if machine cannot be removed, also implies -y"},
 			&cli.BoolFlag{Name: "update-config", Hidden: true, Usage: "Rancher's, accepted"},
 			&cli.BoolFlag{Name: "y", Usage: "Assumes automatic yes to proceed with remove, without prompting further user confirmation"},
 		},
@@ -67,7 +67,7 @@ func (p *program) confirm(question string) (yes, eof bool) {
 }
 
 func (p *program) regenerateCommand() *cli.Command {
-	return &cli.Command{Name: "regenerate-certs", Usage: "Regenerate TLS Certificates for a machine", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "regenerate-certs", Usage: "Regenerate the TLS certificates of machines; containers run on", ArgsUsage: "[NAME...]",
 		Flags: []cli.Flag{
 			filterFlag(),
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Force rebuild and do not prompt"},

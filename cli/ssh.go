@@ -16,7 +16,7 @@ import (
 )
 
 func (p *program) sshCommand() *cli.Command {
-	return &cli.Command{Name: "ssh", Usage: "Log into or run a command on a machine with SSH.", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "ssh", Usage: "Log into or run a command on a machine with SSH", ArgsUsage: "[NAME] [SSH OPTIONS] [COMMAND]",
 		Description:     "Arguments are [machine-name] [ssh's options] [command]. Of those, -A, -D, -i, -J, -L, -l, -N, -n, -p, -R, -T and -t\nwork everywhere; with others, or with --native-ssh=false before the command, the ssh program is run.",
 		SkipFlagParsing: true, HideHelp: true, Action: p.ssh}
 }
@@ -123,7 +123,7 @@ func (p *program) sshStatus(c *cli.Context, err error) error {
 }
 
 func (p *program) mountCommand() *cli.Command {
-	return &cli.Command{Name: "mount", Usage: "Mount or unmount a directory from a machine with SSHFS.", ArgsUsage: "[arg...]",
+	return &cli.Command{Name: "mount", Usage: "Mount or unmount a directory from a machine with SSHFS", ArgsUsage: "[NAME:]PATH [MOUNTPOINT]",
 		Description: "Arguments are [machine:][path] [mountpoint]",
 		Flags:       []cli.Flag{&cli.BoolFlag{Name: "unmount", Aliases: []string{"u"}, Usage: "Unmount instead of mount"}},
 		Action:      p.mount}
