@@ -214,7 +214,7 @@ func TestF28PullFetchesTheRest(t *testing.T) {
 				at, same = n, 0
 			}
 			same++
-			return same > 10
+			return same > 25
 		})
 		e.Kill()
 		pull.Wait()
