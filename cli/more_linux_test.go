@@ -65,6 +65,17 @@ func testSCP(t *testing.T, version string) {
 	must(t, "scp", "-r", "-q", "web:/srv/a", "dev:/srv/b")   // from host to host
 	must(t, "scp", "-r", "-q", "-d", "dev:/srv/b", dir+"/c") // and back
 	must(t, "scp", "-r", "-q", "-d", "dev:/srv/b/.", dir+"/c")
+	if version == "fake-1" {
+		h2 := hosts.New(t)
+		must(t, "create", "-d", "generic", "--generic-ip-address", h2.IP, "--generic-ssh-key", h2.Key, "web2")
+		for range 2 {
+			must(t, "scp", "-r", "-d", "--direct", "web:/srv/a/.", "web2:/srv/direct")
+		}
+		if got, want := h2.Exec("cd /srv/direct && find . -type f | sort | xargs -d '\n' md5sum"), h.Exec("cd /srv/a && find . -type f | sort | xargs -d '\n' md5sum"); got != want {
+			t.Errorf("--direct: %s, want %s", got, want)
+		}
+		must(t, "rm", "-y", "web2")
+	}
 	out, err := exec.Command("diff", "-r", dir+"/src", dir+"/c").CombinedOutput()
 	if err != nil {
 		t.Errorf("what came back differs: %s", out)

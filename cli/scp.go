@@ -21,6 +21,7 @@ func (p *program) scpCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "Copy files recursively (required to copy directories)"},
 			&cli.BoolFlag{Name: "delta", Aliases: []string{"d"}, Usage: "Reduce amount of data sent over network by sending only the differences"},
+			&cli.BoolFlag{Name: "direct", Usage: "From machine to machine without this computer between; the one must reach any port of the other"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Disables the progress meter as well as warning and diagnostic messages"},
 		},
 		Action: p.scp}
@@ -31,7 +32,7 @@ func (p *program) scp(c *cli.Context) error {
 		_ = cli.ShowCommandHelp(parent(c), "scp")
 		return errors.New("Improper number of arguments") //nolint:staticcheck // docker-machine's words
 	}
-	o := lifecycle.CopyOptions{Recursive: c.Bool("recursive"), Delta: c.Bool("delta")}
+	o := lifecycle.CopyOptions{Recursive: c.Bool("recursive"), Delta: c.Bool("delta"), Direct: c.Bool("direct")}
 	done := func() {}
 	if f, ok := p.stderr.(*os.File); ok && !c.Bool("quiet") && term.IsTerminal(int(f.Fd())) {
 		mt := &meter{w: f, start: time.Now()}
@@ -40,7 +41,7 @@ func (p *program) scp(c *cli.Context) error {
 	letters := runtime.GOOS == "windows"
 	stats, err := p.m.Copy(c.Context, lifecycle.ParsePlace(c.Args().Get(0), letters), lifecycle.ParsePlace(c.Args().Get(1), letters), o)
 	done()
-	if err == nil && o.Delta && !c.Bool("quiet") {
+	if err == nil && o.Delta && !o.Direct && !c.Bool("quiet") {
 		fmt.Fprintf(p.stderr, "%s sent, %s kept, %d files the same\n", humanSize(stats.Sent), humanSize(stats.Kept), stats.Skipped)
 	}
 	return err

@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +43,10 @@ type Order struct {
 	Path      string
 	Recursive bool // folders, too
 	Delta     bool // only differences
+	// Direct lets two far ends meet without the near one: the receiver, with
+	// Listen, says where it waits, and the sender goes to Direct.
+	Listen bool     `json:",omitempty"`
+	Direct *Meeting `json:",omitempty"`
 }
 
 // Stats tell what a copy moved.
@@ -209,6 +214,20 @@ func Main(in io.Reader, out, errs io.Writer) int {
 			if home, err := os.UserHomeDir(); err == nil {
 				o.Path = filepath.Join(home, rest)
 			}
+		}
+		var conn net.Conn
+		switch {
+		case o.Listen:
+			conn, err = listen(c)
+		case o.Direct != nil:
+			conn, err = connect(*o.Direct)
+		}
+		if err != nil {
+			return c.fail(err)
+		}
+		if conn != nil {
+			defer func() { _ = conn.Close() }()
+			c = newWire(conn, conn)
 		}
 		if o.Send {
 			_, err = send(c, o, nil)

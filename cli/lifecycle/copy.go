@@ -44,6 +44,8 @@ func ParsePlace(s string, letters bool) Place {
 type CopyOptions struct {
 	Recursive bool
 	Delta     bool // only what differs: files by size and time, then their blocks by hash
+	// Direct lets the one machine send to the other without passing here.
+	Direct bool
 	// Progress is told of files as they begin, and of bytes; nil for quiet.
 	Progress transfer.Progress
 }

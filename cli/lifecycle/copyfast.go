@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path"
 	"path/filepath"
 	"strings"
@@ -21,7 +22,8 @@ var errNoAgent = errors.New("the host has no agent that copies")
 // An end is one side of a copy.
 type end struct {
 	Place
-	cl *ssh.Client // nil: this computer
+	cl   *ssh.Client // nil: this computer
+	host string      // where other machines find it
 }
 
 func (m *Manager) end(ctx context.Context, p Place) (*end, error) {
@@ -45,7 +47,7 @@ func (m *Manager) end(ctx context.Context, p Place) (*end, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &end{p, cl}, nil
+	return &end{p, cl, conf.Host}, nil
 }
 
 func (e *end) close() {
@@ -96,6 +98,9 @@ func (e *end) far(ctx context.Context, o transfer.Order) (*stream, error) {
 func fastCopy(ctx context.Context, from, to *end, o CopyOptions) (stats transfer.Stats, err error) {
 	send := transfer.Order{Send: true, Path: from.Path, Recursive: o.Recursive, Delta: o.Delta}
 	recv := transfer.Order{Path: to.Path, Recursive: o.Recursive, Delta: o.Delta}
+	if o.Direct {
+		return stats, directCopy(ctx, from, to, send, recv)
+	}
 	var a, b *stream
 	if from.cl != nil {
 		if a, err = from.far(ctx, send); err != nil {
@@ -125,6 +130,34 @@ func fastCopy(ctx context.Context, from, to *end, o CopyOptions) (stats transfer
 		stats = relay(a, b, o.Progress)
 	}
 	return stats, copyError(ctx, nearErr, a, b)
+}
+
+// directCopy lets the receiver wait on a port of its own and the sender go
+// there; only the word that lets it in passes here.
+func directCopy(ctx context.Context, from, to *end, send, recv transfer.Order) error {
+	if from.cl == nil || to.cl == nil {
+		return errors.New("scp: --direct is for two machines")
+	}
+	recv.Listen = true
+	b, err := to.far(ctx, recv)
+	if err != nil {
+		return err
+	}
+	meeting, err := transfer.Meet(b.r)
+	if err != nil {
+		_ = b.w.Close()
+		return copyError(ctx, err, b)
+	}
+	meeting.Addr = net.JoinHostPort(to.host, meeting.Addr)
+	send.Direct = &meeting
+	a, err := from.far(ctx, send)
+	if err != nil {
+		_ = b.w.Close()
+		_ = to.cl.Client.Close()
+		_ = b.wait()
+		return err
+	}
+	return copyError(ctx, nil, a, b)
 }
 
 // copyError is the first cause of what the ends say: that the other one went
