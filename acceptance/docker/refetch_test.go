@@ -46,12 +46,24 @@ func listenOn(e *engine.Engine) net.Listener {
 	}
 	defer ns.Close()
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		// The thread must come back: what it has started dies with it.
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		defer home.Close()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			done <- result{nil, err}
 			return
 		}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			done <- result{nil, back}
+			return
+		}
+		runtime.UnlockOSThread()
 		done <- result{l, err}
 	}()
 	r := <-done
