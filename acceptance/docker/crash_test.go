@@ -106,17 +106,17 @@ func TestLimits(t *testing.T) {
 func TestEvents(t *testing.T) {
 	e := start(t)
 	since := strings.TrimSpace(e.Run("info", "-f", "{{.SystemTime}}"))
-	e.Run("run", "--name", "ca", "--label", "k=v", "busybox", "true")
-	e.Run("run", "-d", "--name", "cb", "busybox", "sleep", "1000")
-	e.Run("restart", "-t", "0", "cb")
-	e.Run("rm", "-f", "cb")
+	e.Run("run", "--name", "first", "--label", "k=v", "busybox", "true")
+	e.Run("run", "-d", "--name", "second", "busybox", "sleep", "1000")
+	e.Run("restart", "-t", "0", "second")
+	e.Run("rm", "-f", "second")
 	until := strings.TrimSpace(e.Run("info", "-f", "{{.SystemTime}}"))
 	seq := func(name string) string {
 		out := e.Run("events", "--since", since, "--until", until, "--filter", "container="+name, "--format", "{{.Action}}")
 		return strings.Join(strings.Fields(out), " ")
 	}
-	equal(t, "run", seq("ca"), "create attach start die")
-	equal(t, "restart and rm -f", seq("cb"), "create start kill kill die stop start restart kill die destroy")
-	contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=ca"), "k=v")
+	equal(t, "run", seq("first"), "create attach start die")
+	equal(t, "restart and rm -f", seq("second"), "create start kill kill die stop start restart kill die destroy")
+	contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=first"), "k=v")
 	e.Audit()
 }

@@ -96,8 +96,8 @@ const bootScript = `set -e
 if [ -n "$2" ]; then
 	# A cgroup namespace begins where its maker is: go there first.
 	g=$2; set -- "$1"
-	for h in systemd unified; do
-		[ ! -d "/sys/fs/cgroup/$h/$g" ] || echo 0 >"/sys/fs/cgroup/$h/$g/cgroup.procs"
+	for h in /sys/fs/cgroup/*/; do
+		[ ! -d "$h$g" ] || echo 0 >"$h$g/cgroup.procs"
 	done
 	exec unshare -C /bin/sh "$0" "$1"
 fi
@@ -226,14 +226,22 @@ func (h *Host) Kill() {
 	}
 	h.pid = 0
 	if h.systemd {
-		for _, hierarchy := range hierarchies {
+		for _, hierarchy := range hierarchies() {
 			_ = exec.Command("find", filepath.Join(hierarchy, filepath.Base(h.Dir)), "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").Run()
 		}
 	}
 }
 
-// hierarchies are those in which systemd makes groups.
-var hierarchies = []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}
+// hierarchies are all of this computer's. A host with systemd is confined in
+// every one: systemd mounts them all, and removes the empty groups of the
+// controllers that it does not use, other engines' new ones among them.
+func hierarchies() []string {
+	list, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	for i, f := range list {
+		list[i] = filepath.Dir(f)
+	}
+	return list
+}
 
 // cgroup makes the groups of a host with systemd, and returns their name.
 func (h *Host) cgroup() string {
@@ -241,9 +249,13 @@ func (h *Host) cgroup() string {
 		return ""
 	}
 	name := filepath.Base(h.Dir)
-	for _, hierarchy := range hierarchies {
-		if _, err := os.Stat(hierarchy); err == nil {
-			_ = os.MkdirAll(filepath.Join(hierarchy, name), 0o755)
+	for _, hierarchy := range hierarchies() {
+		dir := filepath.Join(hierarchy, name)
+		_ = os.MkdirAll(dir, 0o755)
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} { // empty, nothing could enter
+			if b, err := os.ReadFile(filepath.Join(hierarchy, f)); err == nil {
+				_ = os.WriteFile(filepath.Join(dir, f), b, 0o644)
+			}
 		}
 	}
 	return name
