@@ -193,8 +193,9 @@ func heavy(e *engine.Engine, c *counter) (name string, size int64) {
 	return name, size
 }
 
-// small is what may come twice: configurations, and what was in a buffer.
-const small = 256 << 10
+// small is what may come twice: configurations, and what was on the way in
+// buffers of sockets and programs when the agent was killed.
+const small = 2 << 20
 
 // partial is what the engine keeps of blobs that are not whole.
 func partial(e *engine.Engine) (n int64) {
