@@ -40,9 +40,7 @@ func (s *Server) containers(o Options) {
 	s.handle("GET", "containers/{id}/archive", c.getArchive)
 	s.handle("PUT", "containers/{id}/archive", c.putArchive)
 	s.handle("DELETE", "containers/{id}", c.remove)
-	for _, verb := range []string{"POST"} {
-		s.handle(verb, "containers/{id}/checkpoints", notBuilt("checkpoints"))
-	}
+	s.handle("POST", "containers/{id}/checkpoints", notBuilt("checkpoints"))
 }
 
 // containerAPI answers the container routes.
@@ -200,7 +198,7 @@ func done(w http.ResponseWriter, err error) error {
 }
 
 func (c *containerAPI) start(w http.ResponseWriter, r *request) error {
-	if r.ContentLength > 0 && r.before("1.24") == false {
+	if r.ContentLength > 0 {
 		var v any
 		if err := r.readJSON(&v); err != nil {
 			return err

@@ -341,11 +341,11 @@ func (m *Manager) settleNetworks(r *Record, nc *network.NetworkingConfig) error 
 	if _, ok := r.Networks[mode]; !ok && (len(r.Networks) == 0 || mode != "bridge" || hc.NetworkMode == "bridge") {
 		r.Networks[mode] = &network.EndpointSettings{}
 	}
-	return checkEndpoints(r, mode)
+	return checkEndpoints(r)
 }
 
 // checkEndpoints refuses what cannot be had on a network.
-func checkEndpoints(r *Record, mode string) error {
+func checkEndpoints(r *Record) error {
 	for name, ep := range r.Networks {
 		if name == "host" || name == "none" {
 			if len(r.Networks) > 1 {
@@ -360,6 +360,5 @@ func checkEndpoints(r *Record, mode string) error {
 			return fault.Invalid.Errorf("invalid endpoint settings for network bridge: network-scoped aliases are only supported for user-defined networks")
 		}
 	}
-	_ = mode
 	return nil
 }
