@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
 	"machine/agent/model"
@@ -450,14 +452,29 @@ func (m *Manager) specMount(ctx context.Context, mt Mount) (specs.Mount, func(),
 	return out, nil, nil
 }
 
-// subpath opens a path inside a volume without leaving it.
+// subpath opens a path inside a volume without leaving it. The handle is good
+// for mounting only: what is there is not opened, since a pipe would wait and
+// a device act.
 func subpath(dir, sub string) (*os.File, error) {
-	root, err := os.OpenRoot(dir)
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close()
-	return root.Open(sub)
+	defer unix.Close(root)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	for range 1000 {
+		fd, err := unix.Openat2(root, sub, &how)
+		switch err {
+		case nil:
+			return os.NewFile(uintptr(fd), sub), nil
+		case unix.EAGAIN, unix.EINTR: // a rename at the same time
+		case unix.EXDEV:
+			return nil, errors.New("path escapes from the volume")
+		default:
+			return nil, err
+		}
+	}
+	return nil, unix.EAGAIN
 }
 
 // imageMount mounts another image's file system, read-only.

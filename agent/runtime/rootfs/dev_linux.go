@@ -62,7 +62,11 @@ func (t Tree) device(d *wire.Device, bind bool) error {
 	case 'p':
 		typ = unix.S_IFIFO
 	}
+	// The umask, which is this process's alone, would cut the mode. Setting it
+	// afterwards would take a name that a neighbour may have made a link by then.
+	old := unix.Umask(0)
 	err = unix.Mknodat(dir, base, typ|d.Mode&0o7777, int(unix.Mkdev(d.Major, d.Minor)))
+	unix.Umask(old)
 	if err == unix.EEXIST {
 		var st unix.Stat_t
 		if err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -74,10 +78,6 @@ func (t Tree) device(d *wire.Device, bind bool) error {
 		return nil
 	}
 	if err != nil {
-		return err
-	}
-	// mknod's mode was cut by the umask.
-	if err := unix.Fchmodat(dir, base, d.Mode&0o7777, 0); err != nil {
 		return err
 	}
 	if d.UID|d.GID != 0 {

@@ -263,63 +263,98 @@ func Exec(status, order, pidfd, self int, joined bool) {
 	if err == nil {
 		err = wire.Unmarshal(b, &p)
 	}
+	say := func(m []byte) { unix.Write(status, m) }
 	if err == nil {
-		err = execStage(&p, status, pidfd, self, joined)
+		say, err = teller(status)
+	}
+	var pid int
+	if err == nil {
+		pid, err = execStage(&p, status, pidfd, self, joined)
 	}
 	if err != nil {
-		quit(status, err)
+		say(append([]byte{Error}, err.Error()...))
+		unix.Exit(ExitCode)
 	}
+	say(append([]byte{Pid}, strconv.Itoa(pid)...))
 	unix.Exit(0)
 }
 
-func execStage(p *wire.Process, status, pidfd, self int, joined bool) error {
+// teller starts a thread that alone will have the socket to the shim once this
+// one has closed its own: what this one then clones, in reach of the container,
+// has it not even for the moment until its exec. It must be called before the
+// PID namespace is joined, since threads are not born across. The function
+// sends one message.
+func teller(status int) (say func([]byte), err error) {
+	ready, said := make(chan bool), make(chan bool)
+	var b []byte
+	go func() {
+		runtime.LockOSThread() // never unlocked: the process ends first
+		ready <- true
+		<-ready
+		unix.Write(status, b)
+		said <- true
+	}()
+	<-ready
+	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+		return func(m []byte) { unix.Write(status, m) }, wire.Fail("unshare", err)
+	}
+	return func(m []byte) {
+		b = m
+		ready <- true
+		<-said
+	}, nil
+}
+
+// execStage makes the program's process and returns its pid. status serves to
+// hand over a terminal's master only, and is closed.
+func execStage(p *wire.Process, status, pidfd, self int, joined bool) (int, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return wire.Fail("become undumpable", err)
+		return 0, wire.Fail("become undumpable", err)
 	}
 	if !joined {
 		if err := hostProc(p); err != nil {
-			return err
+			return 0, err
 		}
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return wire.Fail("unshare", err)
+			return 0, wire.Fail("unshare", err)
 		}
 		const all = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 		if err := unix.Setns(pidfd, all); err != nil {
-			return wire.Fail("join the container", err)
+			return 0, wire.Fail("join the container", err)
 		}
 	}
 	if joined {
 		// Not before: threads are not born across PID namespaces.
 		if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
-			return wire.Fail("join the container", err)
+			return 0, wire.Fail("join the container", err)
 		}
 	}
 	unix.Close(pidfd)
 	if p.TTY {
 		master, slave, err := rootfs.OpenPTY()
 		if err != nil {
-			return wire.Fail("open a terminal", err)
+			return 0, wire.Fail("open a terminal", err)
 		}
 		if err := terminal(p, slave, false); err != nil {
-			return err
+			return 0, err
 		}
 		if err := unix.Sendmsg(status, []byte{Ready}, unix.UnixRights(master), nil, 0); err != nil {
-			return wire.Fail("report", err)
+			return 0, wire.Fail("report", err)
 		}
 		unix.Close(master)
 	}
 	x, err := become(p, self, 0)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	unix.Close(self)
+	unix.Close(status)
 	resetSignals()
 	pid, err := x.exec.Child()
 	if err != nil {
-		return wire.Fail("exec "+x.path, err)
+		return 0, wire.Fail("exec "+x.path, err)
 	}
-	_, err = unix.Write(status, append([]byte{Pid}, strconv.Itoa(pid)...))
-	return err
+	return pid, nil
 }
 
 // A program is an executable, found and ready.
