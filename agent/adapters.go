@@ -2,16 +2,15 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	apinetwork "github.com/moby/moby/api/types/network"
 	apivolume "github.com/moby/moby/api/types/volume"
 
 	"machine/agent/archive"
+	"machine/agent/aside"
 	"machine/agent/container"
 	"machine/agent/fault"
 	"machine/agent/model"
@@ -22,19 +21,28 @@ import (
 // archiver gives containers the archive package.
 type archiver struct{}
 
-func (archiver) Pack(ctx context.Context, w io.Writer, root *os.File, path string) error {
-	if path == "/." { // export: names relative to the root, which is not named
-		return archive.Pack(ctx, w, root, "/", archive.PackOptions{Flat: true})
+func (archiver) Pack(ctx context.Context, w io.Writer, root *os.File, path, as string, ids *model.IDMap) error {
+	o := archive.PackOptions{IDs: ids, RebaseName: as}
+	if path == "/." && as == "" { // export: names relative to the root, which is not named
+		path, o.Flat = "/", true
 	}
-	return archive.Pack(ctx, w, root, path, archive.PackOptions{})
+	return archive.Pack(ctx, w, root, path, o)
 }
 
-func (archiver) Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, noOverwriteDirNonDir bool, owner *container.Owner) error {
-	o := archive.UnpackOptions{NoOverwriteDirNonDir: noOverwriteDirNonDir}
-	if owner != nil {
-		o.Owner = &archive.Owner{UID: owner.UID, GID: owner.GID}
+func (archiver) Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, o container.UnpackOptions) error {
+	ao := archive.UnpackOptions{NoOverwriteDirNonDir: o.NoOverwriteDirNonDir, IDs: o.IDs}
+	if o.Owner != nil {
+		ao.Owner = &archive.Owner{UID: o.Owner.UID, GID: o.Owner.GID}
 	}
-	return archive.Unpack(ctx, root, dir, r, o)
+	return unpackAs(o.IDs, func() error { return archive.Unpack(ctx, root, dir, r, ao) })
+}
+
+// unpackAs runs f as one who may make files where ids are in force.
+func unpackAs(ids *model.IDMap, f func() error) error {
+	if ids == nil {
+		return f()
+	}
+	return aside.As(ids.UID, ids.GID, f)
 }
 
 func (archiver) Stat(root *os.File, path string) (model.PathStat, error) {
@@ -42,7 +50,7 @@ func (archiver) Stat(root *os.File, path string) (model.PathStat, error) {
 }
 
 // CopyTree pipes a tree from one root to another.
-func (archiver) CopyTree(ctx context.Context, root *os.File, path string, dst *os.File) error {
+func (archiver) CopyTree(ctx context.Context, root *os.File, path string, dst *os.File, ids *model.IDMap) error {
 	st, err := archive.Stat(root, path)
 	if err != nil {
 		return err
@@ -54,7 +62,7 @@ func (archiver) CopyTree(ctx context.Context, root *os.File, path string, dst *o
 	go func() {
 		pw.CloseWithError(archive.Pack(ctx, pw, root, strings.TrimSuffix(path, "/")+"/.", archive.PackOptions{}))
 	}()
-	err = archive.Unpack(ctx, dst, "/", pr, archive.UnpackOptions{})
+	err = unpackAs(ids, func() error { return archive.Unpack(ctx, dst, "/", pr, archive.UnpackOptions{IDs: ids, Root: true}) })
 	pr.CloseWithError(err)
 	return err
 }
@@ -135,45 +143,3 @@ func (v volumeAPI) Prune(ctx context.Context, f container.Filters) ([]string, ui
 }
 
 func (v volumeAPI) Usage(ctx context.Context) ([]apivolume.Volume, error) { return v.m.Usage(ctx) }
-
-// usernsRemap looks up the subordinate ids of --userns-remap, subuid(5).
-func usernsRemap(s string) (*container.IDMap, error) {
-	if s == "" {
-		return nil, nil
-	}
-	user, group, _ := strings.Cut(s, ":")
-	if user == "default" {
-		user = "dockremap"
-	}
-	if group == "" || group == "default" {
-		group = user
-	}
-	uid, size, err := subordinate("/etc/subuid", user)
-	if err != nil {
-		return nil, err
-	}
-	gid, gsize, err := subordinate("/etc/subgid", group)
-	if err != nil {
-		return nil, err
-	}
-	return &container.IDMap{UID: uid, GID: gid, Size: min(size, gsize)}, nil
-}
-
-func subordinate(file, name string) (start, size uint32, err error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return 0, 0, fmt.Errorf("userns-remap: %w", err)
-	}
-	for line := range strings.Lines(string(b)) {
-		f := strings.Split(strings.TrimSpace(line), ":")
-		if len(f) != 3 || f[0] != name {
-			continue
-		}
-		a, err1 := strconv.ParseUint(f[1], 10, 32)
-		n, err2 := strconv.ParseUint(f[2], 10, 32)
-		if err1 == nil && err2 == nil && n > 0 {
-			return uint32(a), uint32(n), nil
-		}
-	}
-	return 0, 0, fmt.Errorf("userns-remap: %s has no range for %s", file, name)
-}

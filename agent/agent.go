@@ -60,6 +60,7 @@ type Agent struct {
 	tasks      *shim.Shim
 	containers *container.Manager
 	reserve    *state.Reserve
+	remap      *model.IDMap // nil without --userns-remap
 }
 
 // reserved is the disk space that lets containers be stopped and removed when
@@ -130,7 +131,14 @@ func New(ctx context.Context, c *Config, log *slog.Logger) (a *Agent, err error)
 	if err := a.openImages(); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.Open(volume.Options{Root: filepath.Join(c.DataRoot, "volumes"), Log: log, Publish: a.volumeEvent}); err != nil {
+	if err := a.remapIDs(); err != nil {
+		return nil, err
+	}
+	vo := volume.Options{Root: filepath.Join(c.DataRoot, "volumes"), Log: log, Publish: a.volumeEvent}
+	if a.remap != nil {
+		vo.UID, vo.GID = int(a.remap.UID), int(a.remap.GID)
+	}
+	if a.volumes, err = volume.Open(vo); err != nil {
 		return nil, err
 	}
 	if err := a.openNetworks(ctx); err != nil {
@@ -183,7 +191,7 @@ func (a *Agent) openNetworks(ctx context.Context) (err error) {
 			Disabled: b.Name == "none", Name: b.Name, BIP: b.BIP, FixedCIDR: b.FixedCIDR, MTU: b.MTU, NoICC: !b.ICC,
 			NoIPMasq: !b.IPMasq, DefaultBindIP: bind, DefaultGW: gw,
 		},
-		AddressPools: pools, IPForward: b.IPForward, HostID: a.id, DNS: dns, DNSOpts: a.c.DNSOpts, DNSSearch: a.c.DNSSearch,
+		AddressPools: pools, IPForward: b.IPForward, HostID: a.id, Remap: a.remap, DNS: dns, DNSOpts: a.c.DNSOpts, DNSSearch: a.c.DNSSearch,
 	})
 	return err
 }
@@ -194,16 +202,12 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	remap, err := usernsRemap(c.UsernsRemap)
-	if err != nil {
-		return err
-	}
 	a.containers, err = container.Open(container.Options{
 		Root: c.DataRoot, ExecRoot: c.ExecRoot, Images: a.images, Layers: a.layers, Networks: a.networks,
 		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: logs.Read, Publish: a.events.Publish,
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
-			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: remap, AppArmor: appArmor(),
+			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: a.remap, AppArmor: appArmor(),
 			DNS: model.DNSConfig{Servers: c.DNS, Options: c.DNSOpts, Search: c.DNSSearch},
 		},
 		Log: a.log, Reserve: a.reserve,

@@ -36,6 +36,13 @@
 // sets the packet filter -> container.Restore re-attaches, books ends, cleans
 // up, applies restart policies -> the API listens last.
 //
+// With --userns-remap NewSandbox makes the network namespace in a new user
+// namespace, which owns it and which the container then joins. The layers hold
+// an image's own ids for all: a container sees them through mounts with mapped
+// ids. So does the agent through a running container's root, and translates
+// (cp, export); a stopped container's root is mounted as it is on disk. Volumes
+// hold the host's ids, as with dockerd.
+//
 // # Where things are
 //
 //	DATA-ROOT/overlay2          layers: diff, work, a short name each

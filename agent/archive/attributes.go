@@ -54,17 +54,28 @@ func zero(b []byte) bool {
 	return true
 }
 
-func (u *unpacker) owner(h *tar.Header) (int, int) {
+func (u *unpacker) owner(h *tar.Header) (uid, gid int, err error) {
+	uid, gid = h.Uid, h.Gid
 	if u.o.Owner != nil {
-		return u.o.Owner.UID, u.o.Owner.GID
+		uid, gid = u.o.Owner.UID, u.o.Owner.GID
 	}
-	return h.Uid, h.Gid
+	if u.o.IDs == nil {
+		return uid, gid, nil
+	}
+	huid, hgid, ok := u.o.IDs.Host(uid, gid)
+	if !ok {
+		return 0, 0, fault.Invalid.Errorf("owner %d:%d is not among the %d ids of the container's user namespace", uid, gid, u.o.IDs.Size)
+	}
+	return huid, hgid, nil
 }
 
 // attributes sets owner, mode and extended attributes, in this order: chown
 // clears set-user-id bits and capabilities.
 func (u *unpacker) attributes(fd int, h *tar.Header) error {
-	uid, gid := u.owner(h)
+	uid, gid, err := u.owner(h)
+	if err != nil {
+		return err
+	}
 	if uid < 0 || gid < 0 || int64(uid) > 1<<32-2 || int64(gid) > 1<<32-2 {
 		return fault.Invalid.Errorf("owner %d:%d is out of range", uid, gid)
 	}

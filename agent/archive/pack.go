@@ -3,6 +3,7 @@ package archive
 import (
 	"archive/tar"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"io/fs"
@@ -35,6 +36,9 @@ type PackOptions struct {
 	// Skip, when set, tells which paths (relative, no leading slash) to leave
 	// out with all below them.
 	Skip func(name string) bool
+	// IDs, when set, are the ids of the container that root is seen by: the
+	// tar holds the container's numbers.
+	IDs *model.IDMap
 }
 
 // Pack writes a tar of path below root to w. A symlink as the last component
@@ -139,7 +143,7 @@ func (p *packer) entry(dir int, base, as, rel string) error {
 			return p.tw.WriteHeader(h)
 		}
 	}
-	h := header(&st, as)
+	h := p.header(&st, as)
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		if h.Linkname, err = readlinkAt(dir, base); err != nil {
 			return wrap("read link", as, err)
@@ -180,11 +184,11 @@ func (p *packer) file(dir int, base, as string) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	h := header(&st, as)
+	h := p.header(&st, as)
 	if p.linked(h, &st) {
 		return p.tw.WriteHeader(h)
 	}
-	if err := addXattrs(h, fd); err != nil {
+	if err := p.addXattrs(h, fd); err != nil {
 		return err
 	}
 	if err := p.tw.WriteHeader(h); err != nil {
@@ -207,8 +211,11 @@ func (p *packer) file(dir int, base, as string) error {
 	return p.ctx.Err()
 }
 
-func addXattrs(h *tar.Header, fd int) error {
+func (p *packer) addXattrs(h *tar.Header, fd int) error {
 	return xattrsOf(fd, func(n string, v []byte) {
+		if p.o.IDs != nil && n == capXattr {
+			v = ownCaps(v, p.o.IDs.UID)
+		}
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
@@ -216,16 +223,29 @@ func addXattrs(h *tar.Header, fd int) error {
 	})
 }
 
+const capXattr = "security.capability"
+
+// ownCaps turns the capabilities of a file that hold for the user namespace of
+// root (version 3, linux/capability.h) into those of a file that knows none.
+func ownCaps(v []byte, root uint32) []byte {
+	if len(v) != 24 || v[3] != 3 || binary.LittleEndian.Uint32(v[20:]) != root {
+		return v
+	}
+	v = slices.Clone(v[:20])
+	v[3] = 2
+	return v
+}
+
 func (p *packer) dir(fd int, as, rel string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return wrap("stat", as, err)
 	}
-	h := header(&st, as)
+	h := p.header(&st, as)
 	if !strings.HasSuffix(h.Name, "/") {
 		h.Name += "/"
 	}
-	if err := addXattrs(h, fd); err != nil {
+	if err := p.addXattrs(h, fd); err != nil {
 		return wrap("pack", as, err)
 	}
 	if err := p.tw.WriteHeader(h); err != nil {
@@ -284,10 +304,13 @@ func list(fd int) ([]string, error) {
 	return names, nil
 }
 
-func header(st *unix.Stat_t, name string) *tar.Header {
+func (p *packer) header(st *unix.Stat_t, name string) *tar.Header {
 	h := &tar.Header{
 		Name: name, Format: tar.FormatPAX, Mode: int64(st.Mode & 0o7777),
 		Uid: int(st.Uid), Gid: int(st.Gid), ModTime: time.Unix(st.Mtim.Sec, 0),
+	}
+	if p.o.IDs != nil {
+		h.Uid, h.Gid = p.o.IDs.Inside(h.Uid, h.Gid)
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

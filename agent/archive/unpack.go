@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 )
 
 // Limits of one archive. They are far above what real images hold.
@@ -36,6 +37,13 @@ type UnpackOptions struct {
 	// Owner, when set, owns all that is unpacked, instead of the archive's
 	// numbers.
 	Owner *Owner
+	// IDs, when set, are the ids of the container that root is seen by: the
+	// archive's numbers, and Owner's, are the container's. Numbers that the
+	// container does not have are Invalid.
+	IDs *model.IDMap
+	// Root gives the directory itself the attributes that the archive has for
+	// its root.
+	Root bool
 }
 
 // Unpack unpacks the tar r, which may be compressed, into the directory dir
@@ -224,19 +232,21 @@ func mknod(dir int, base string, h *tar.Header) error {
 
 // rootEntry is the destination itself: only a layer sets its attributes.
 func (u *unpacker) rootEntry(h *tar.Header) error {
-	if u.layer == nil || h.Typeflag != tar.TypeDir {
+	if u.layer == nil && !u.o.Root || h.Typeflag != tar.TypeDir {
 		return nil
 	}
-	fd, err := openIn(u.root, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := openIn(u.root, u.base, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	delete(u.layer.implied, ".")
+	if u.layer != nil {
+		delete(u.layer.implied, ".")
+	}
 	if err := u.attributes(fd, h); err != nil {
 		return wrap("unpack", h.Name, err)
 	}
-	u.mtimes = append(u.mtimes, dirTime{".", h.ModTime})
+	u.mtimes = append(u.mtimes, dirTime{u.base, h.ModTime})
 	return nil
 }
 
@@ -288,7 +298,10 @@ func (u *unpacker) make(dir int, base, name string, h *tar.Header, f func() erro
 	if err := u.create(dir, base, name, f); err != nil {
 		return err
 	}
-	uid, gid := u.owner(h)
+	uid, gid, err := u.owner(h)
+	if err != nil {
+		return err
+	}
 	if err := retry(func() error { return unix.Fchownat(dir, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW) }); err != nil {
 		return err
 	}

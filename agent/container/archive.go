@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -16,26 +17,46 @@ import (
 	"machine/agent/model"
 )
 
-// root opens the container's file system: the live one through its init, or
-// a detached mount of the layers when it does not run.
-func (c *Container) root(ctx context.Context) (*os.File, func(), error) {
+// root opens the container's file system: the live one as open has it, or
+// a detached mount of the layers when it does not run. ids are those that it
+// shows: the disk holds the container's own.
+func (c *Container) root(ctx context.Context, open func(model.Task) (*os.File, error)) (root *os.File, ids *model.IDMap, done func(), err error) {
 	if task, err := c.running(); err == nil {
-		if f, err := task.Root(); err == nil {
-			return f, func() { f.Close() }, nil
+		ids := c.rec.Load().Remap
+		f, err := open(task)
+		if err == nil {
+			return f, ids, func() { f.Close() }, nil
+		}
+		// It ended meanwhile, or its layers would be mounted twice.
+		select {
+		case <-task.Done():
+		default:
+			return nil, nil, nil, err
 		}
 	}
-	f, done, err := c.m.o.Layers.OpenRoot(ctx, c.id)
+	f, release, err := c.m.o.Layers.OpenRoot(ctx, c.id)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return f, func() { f.Close(); done() }, nil
+	return f, nil, func() { f.Close(); release() }, nil
 }
 
-// at finds where a path of a stopped container lives: volumes are not mounted
-// there, so a path below one is resolved in the volume itself. A running
+// A place is where a path of a container is found. done closes what was opened.
+type place struct {
+	root   *os.File
+	inside string // the path below root
+	as     string // its name, where root is what bears it
+	done   func()
+	ro     bool
+	ids    *model.IDMap // with which root shows the container's ids
+}
+
+// at finds where a path of a container lives. In a stopped one volumes are not
+// mounted, so a path below one is resolved in the volume itself. A running
 // container's root has all of it.
-func (c *Container) at(ctx context.Context, path string) (root *os.File, inside string, done func(), ro bool, err error) {
+func (c *Container) at(ctx context.Context, path string) (*place, error) {
 	r := c.rec.Load()
+	ro := false
 	clean := "/" + strings.Trim(path, "/")
 	mounts := slices.Clone(r.Mounts)
 	slices.SortFunc(mounts, func(a, b Mount) int { return len(b.Destination) - len(a.Destination) })
@@ -54,13 +75,22 @@ func (c *Container) at(ctx context.Context, path string) (root *os.File, inside 
 		}
 		f, err := os.Open(mt.Source)
 		if err != nil {
-			return nil, "", nil, ro, fmt.Errorf("open mount %s: %w", mt.Destination, err)
+			return nil, fmt.Errorf("open mount %s: %w", mt.Destination, err)
 		}
 		rest := strings.TrimPrefix(path[min(len(mt.Destination), len(path)):], "/")
-		return f, "/" + rest, func() { f.Close() }, ro, nil
+		p := &place{root: f, inside: "/" + rest, done: func() { f.Close() }, ro: ro, ids: c.m.remap(r.HostConfig)}
+		if p.as = filepath.Base(mt.Destination); rest == "." {
+			p.as = "."
+		} else if rest != "" {
+			p.as = ""
+		}
+		return p, nil
 	}
-	root, done, err = c.root(ctx)
-	return root, path, done, ro || r.HostConfig.ReadonlyRootfs, err
+	root, ids, done, err := c.root(ctx, model.Task.Root)
+	if err != nil {
+		return nil, err
+	}
+	return &place{root: root, inside: path, done: done, ro: ro || r.HostConfig.ReadonlyRootfs, ids: ids}, nil
 }
 
 // StatPath describes a path in a container.
@@ -69,21 +99,24 @@ func (m *Manager) StatPath(ctx context.Context, ref, path string) (model.PathSta
 	if err != nil {
 		return model.PathStat{}, err
 	}
-	root, inside, done, _, err := c.at(ctx, path)
+	p, err := c.at(ctx, path)
 	if err != nil {
 		return model.PathStat{}, err
 	}
-	defer done()
-	return c.statAt(root, inside, path)
+	defer p.done()
+	return c.statAt(p, path)
 }
 
-func (c *Container) statAt(root *os.File, inside, path string) (model.PathStat, error) {
-	st, err := c.m.o.Archive.Stat(root, inside)
+func (c *Container) statAt(p *place, path string) (model.PathStat, error) {
+	st, err := c.m.o.Archive.Stat(p.root, p.inside)
 	if err != nil {
 		if fault.Is(err, fault.NotFound) {
 			return st, fault.NotFound.Errorf("Could not find the file %s in container %s", path, c.id)
 		}
 		return st, err
+	}
+	if p.as != "" && p.as != "." {
+		st.Name = p.as
 	}
 	return st, nil
 }
@@ -95,17 +128,17 @@ func (m *Manager) Archive(ctx context.Context, ref, path string, begin func(mode
 	if err != nil {
 		return err
 	}
-	root, inside, done, _, err := c.at(ctx, path)
+	p, err := c.at(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, err := c.statAt(root, inside, path)
+	defer p.done()
+	st, err := c.statAt(p, path)
 	if err != nil {
 		return err
 	}
 	c.event(events.ActionArchivePath)
-	return m.o.Archive.Pack(ctx, begin(st), root, inside)
+	return m.o.Archive.Pack(ctx, begin(st), p.root, p.inside, p.as, p.ids)
 }
 
 // Extract unpacks a tar into a directory of a container. With copyUIDGID what
@@ -115,53 +148,48 @@ func (m *Manager) Extract(ctx context.Context, ref, path string, r io.Reader, no
 	if err != nil {
 		return err
 	}
-	root, inside, done, ro, err := c.at(ctx, path)
+	p, err := c.at(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer done()
-	st, err := c.statAt(root, inside, path)
+	defer p.done()
+	st, err := c.statAt(p, path)
 	if err != nil {
 		return err
 	}
 	if st.LinkTarget == "" && !st.Mode.IsDir() {
 		return fault.Invalid.Errorf("extraction point is not a directory")
 	}
-	if ro {
+	if p.ro {
 		return fault.Forbidden.Errorf("container rootfs is marked read-only")
 	}
-	var owner *Owner
+	o := UnpackOptions{NoOverwriteDirNonDir: noOverwriteDirNonDir, IDs: p.ids}
 	if copyUIDGID {
-		if owner, err = c.owner(ctx); err != nil {
+		if o.Owner, err = c.owner(ctx); err != nil {
 			return err
 		}
 	}
-	if err := m.o.Archive.Unpack(ctx, root, inside, r, noOverwriteDirNonDir, owner); err != nil {
+	if err := m.o.Archive.Unpack(ctx, p.root, p.inside, r, o); err != nil {
 		return err
 	}
 	c.event(events.ActionExtractToDir)
 	return nil
 }
 
-// Export writes the whole root file system as a tar.
+// Export writes the whole root file system as a tar, without what is mounted
+// in it.
 func (m *Manager) Export(ctx context.Context, ref string, w io.Writer) error {
 	c, err := m.find(ref)
 	if err != nil {
 		return err
 	}
-	root, done, err := c.m.o.Layers.OpenRoot(ctx, c.id)
+	root, ids, done, err := c.root(ctx, model.Task.BareRoot)
 	if err != nil {
-		root, done2, err2 := c.root(ctx)
-		if err2 != nil {
-			return err
-		}
-		defer done2()
-		c.event(events.ActionExport)
-		return m.o.Archive.Pack(ctx, w, root, "/.")
+		return err
 	}
-	defer func() { root.Close(); done() }()
+	defer done()
 	c.event(events.ActionExport)
-	return m.o.Archive.Pack(ctx, w, root, "/.")
+	return m.o.Archive.Pack(ctx, w, root, "/.", "", ids)
 }
 
 // Changes lists what a container changed.

@@ -23,6 +23,8 @@ type Layers interface {
 	Rootfs(id string) (model.Rootfs, error)
 	OpenRoot(ctx context.Context, id string) (*os.File, func() error, error)
 	OpenImage(ctx context.Context, chain digest.Digest) (*os.File, func() error, error)
+	// ImageRootfs tells how to mount an image's layers.
+	ImageRootfs(chain digest.Digest) (model.Rootfs, error)
 	Remove(ctx context.Context, id string) error
 	Diff
 }
@@ -36,7 +38,9 @@ type Diff interface {
 
 // Networks is what containers need of networking.
 type Networks interface {
-	NewSandbox(ctx context.Context, containerID string) (key string, err error)
+	// NewSandbox makes a network namespace; with mapped, one in a user
+	// namespace of its own that has the engine's map of ids.
+	NewSandbox(ctx context.Context, containerID string, mapped bool) (key string, err error)
 	RemoveSandbox(ctx context.Context, key string) error
 	Attach(ctx context.Context, c model.AttachConfig) (*model.Endpoint, error)
 	Detach(ctx context.Context, containerID, networkID string) error
@@ -76,16 +80,27 @@ type Tasks interface {
 	Load(ctx context.Context, id, dir string) (model.Task, error)
 }
 
-// Archive moves files in and out of a root directory by descriptor.
+// Archive moves files in and out of a root directory by descriptor. With ids
+// root shows the host's ids for a container's; tars hold the container's.
 type Archive interface {
-	Pack(ctx context.Context, w io.Writer, root *os.File, path string) error
+	// Pack packs path; as, when set, is the name that path's own gets, else it
+	// is the last part of path.
+	Pack(ctx context.Context, w io.Writer, root *os.File, path, as string, ids *model.IDMap) error
 	// Unpack unpacks a tar into dir. What it unpacks belongs to owner; nil
 	// keeps the tar's numbers.
-	Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, noOverwriteDirNonDir bool, owner *Owner) error
+	Unpack(ctx context.Context, root *os.File, dir string, r io.Reader, o UnpackOptions) error
 	Stat(root *os.File, path string) (model.PathStat, error)
 	// CopyTree copies the content and the ownership of src (a directory
-	// opened under an image) into the empty directory dst.
-	CopyTree(ctx context.Context, root *os.File, path string, dst *os.File) error
+	// opened under an image) into the empty directory dst, which is seen
+	// with ids.
+	CopyTree(ctx context.Context, root *os.File, path string, dst *os.File, ids *model.IDMap) error
+}
+
+// UnpackOptions choose how to unpack.
+type UnpackOptions struct {
+	NoOverwriteDirNonDir bool
+	Owner                *Owner
+	IDs                  *model.IDMap
 }
 
 // ReadLog reads a container's log; done is closed when its writer has ended.

@@ -21,7 +21,11 @@ func (m *Manager) makeFiles(r *Record) error {
 		if err != nil {
 			return fmt.Errorf("container %s: %w", r.Name, err)
 		}
+		err = fd.Chown(r.rootIDs())
 		fd.Close()
+		if err != nil {
+			return fmt.Errorf("container %s: %w", r.Name, err)
+		}
 	}
 	if err := os.MkdirAll(filepath.Dir(m.logPath(r)), 0o710); err != nil {
 		return fmt.Errorf("container %s: %w", r.Name, err)

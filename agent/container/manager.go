@@ -53,15 +53,12 @@ type Defaults struct {
 	DNS          model.DNSConfig
 	NoNewPrivs   bool
 	AppArmor     AppArmor
-	UsernsRemap  *IDMap // nil: containers run in the agent's user namespace
+	UsernsRemap  *model.IDMap // nil: containers run in the agent's user namespace
 }
 
 // AppArmor is what there is of it: support in the kernel, and Docker's default
 // profile loaded.
 type AppArmor struct{ Kernel, Default bool }
-
-// An IDMap is the range of ids that --userns-remap gives to containers.
-type IDMap struct{ UID, GID, Size uint32 }
 
 // A Manager keeps all containers of an engine. It is safe for concurrent use.
 type Manager struct {

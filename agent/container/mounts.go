@@ -324,7 +324,7 @@ func (m *Manager) prepareMount(ctx context.Context, r *Record, mt *Mount, img *m
 	mt.Name, mt.Driver, mt.Source = v.Name, v.Driver, v.Mountpoint
 	mt.Anonymous = made
 	if v.Empty && !mt.NoCopy && img.TopLayer != "" {
-		return m.fillVolume(ctx, img, mt)
+		return m.fillVolume(ctx, img, mt, m.remap(r.HostConfig))
 	}
 	return nil
 }
@@ -341,7 +341,7 @@ func volumeLabels(r *Record, mt *Mount) map[string]string {
 
 // fillVolume copies what the image has at the mount point into the empty
 // volume, with the owner and mode of the directory itself.
-func (m *Manager) fillVolume(ctx context.Context, img *model.Image, mt *Mount) error {
+func (m *Manager) fillVolume(ctx context.Context, img *model.Image, mt *Mount, ids *model.IDMap) error {
 	root, done, err := m.o.Layers.OpenImage(ctx, img.TopLayer)
 	if err != nil {
 		return err
@@ -352,7 +352,7 @@ func (m *Manager) fillVolume(ctx context.Context, img *model.Image, mt *Mount) e
 		return fmt.Errorf("fill volume %s: %w", mt.Name, err)
 	}
 	defer dst.Close()
-	if err := m.o.Archive.CopyTree(ctx, root, mt.Destination, dst); err != nil && !fault.Is(err, fault.NotFound) {
+	if err := m.o.Archive.CopyTree(ctx, root, mt.Destination, dst, ids); err != nil && !fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("fill volume %s from %s of the image: %w", mt.Name, mt.Destination, err)
 	}
 	return nil

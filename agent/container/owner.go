@@ -28,12 +28,12 @@ func (c *Container) owner(ctx context.Context) (*Owner, error) {
 		return nil, nil
 	}
 	return ownerOf(spec, func(path string) (string, error) {
-		root, inside, done, _, err := c.at(ctx, path)
+		p, err := c.at(ctx, path)
 		if err != nil {
 			return "", err
 		}
-		defer done()
-		return readBelow(root, inside)
+		defer p.done()
+		return readBelow(p.root, p.inside)
 	})
 }
 

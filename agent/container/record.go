@@ -22,6 +22,8 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/opencontainers/go-digest"
+
+	"machine/agent/model"
 )
 
 // A Record is what is stored of a container. It is never changed in place.
@@ -38,6 +40,7 @@ type Record struct {
 	Platform     string
 	Networks     map[string]*network.EndpointSettings // by network name: asked for, and as it is while running
 	SandboxKey   string
+	Remap        *model.IDMap    `json:",omitempty"` // of the run that is on: its user namespace's
 	Ports        network.PortMap // published, while running
 	Mounts       []Mount
 	State        State

@@ -124,7 +124,7 @@ func (m *Manager) settleModes(hc *container.HostConfig) error {
 	if !hc.UsernsMode.Valid() {
 		return fault.Invalid.Errorf("invalid user namespace mode: %s", hc.UsernsMode)
 	}
-	return nil
+	return checkUserns(m.remap(hc), hc)
 }
 
 // checkPolicy refuses restart policies that mean nothing.

@@ -35,7 +35,7 @@ func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.B
 	if err != nil {
 		return nil, nil, err
 	}
-	rootfs.Readonly = hc.ReadonlyRootfs
+	rootfs.Readonly, rootfs.Mapped = hc.ReadonlyRootfs, r.Remap != nil
 	sec, err := parseSecurity(hc, m.o.Defaults)
 	if err != nil {
 		return nil, nil, err
@@ -45,13 +45,17 @@ func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.B
 		return nil, nil, err
 	}
 	s := &specs.Spec{Version: specs.Version, Hostname: r.Config.Hostname, Domainname: r.Config.Domainname, Linux: &specs.Linux{}}
-	if err := m.namespaces(r, s); err != nil {
+	if err := m.namespaces(r, s, netns); err != nil {
 		return nil, nil, err
 	}
 	if err := m.resources(r, s); err != nil {
 		return nil, nil, err
 	}
-	done, err := m.specMounts(ctx, r, s)
+	images, err := m.imageMounts(ctx, r)
+	if err != nil {
+		return nil, nil, err
+	}
+	done, err := m.specMounts(r, s)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -73,7 +77,7 @@ func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.B
 		init = *hc.Init
 	}
 	b := &model.Bundle{
-		ID: r.ID, Dir: m.taskDir(r.ID), Rootfs: rootfs, Spec: s, NetNS: netns, Log: log,
+		ID: r.ID, Dir: m.taskDir(r.ID), Rootfs: rootfs, Images: images, Spec: s, NetNS: netns, Log: log,
 		Init: init && !hc.PidMode.IsHost(), StdinOnce: r.Config.OpenStdin && r.Config.StdinOnce,
 		Process: m.process(r, caps, sec),
 	}
@@ -158,7 +162,7 @@ func (m *Manager) rlimits(hc *container.HostConfig) (out []specs.POSIXRlimit) {
 }
 
 // namespaces decides which namespaces are new, shared or the host's.
-func (m *Manager) namespaces(r *Record, s *specs.Spec) error {
+func (m *Manager) namespaces(r *Record, s *specs.Spec, netns string) error {
 	hc := r.HostConfig
 	add := func(t specs.LinuxNamespaceType, path string) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
@@ -172,7 +176,7 @@ func (m *Manager) namespaces(r *Record, s *specs.Spec) error {
 	switch {
 	case hc.PidMode.IsHost():
 	case hc.PidMode.IsContainer():
-		p, err := m.nsOf(strings.TrimPrefix(string(hc.PidMode), "container:"), "pid")
+		p, err := m.nsOf(r, strings.TrimPrefix(string(hc.PidMode), "container:"), "pid")
 		if err != nil {
 			return err
 		}
@@ -187,7 +191,7 @@ func (m *Manager) namespaces(r *Record, s *specs.Spec) error {
 		if c, err := m.find(id); err == nil && c.rec.Load().HostConfig.IpcMode == "private" {
 			return fault.Invalid.Errorf("cannot join IPC namespace of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", id)
 		}
-		p, err := m.nsOf(id, "ipc")
+		p, err := m.nsOf(r, id, "ipc")
 		if err != nil {
 			return err
 		}
@@ -198,26 +202,29 @@ func (m *Manager) namespaces(r *Record, s *specs.Spec) error {
 	if hc.CgroupnsMode == "private" {
 		add(specs.CgroupNamespace, "")
 	}
-	if remap := m.o.Defaults.UsernsRemap; remap != nil && !hc.UsernsMode.IsHost() && !hc.Privileged {
-		add(specs.UserNamespace, "")
-		s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: remap.UID, Size: remap.Size}}
-		s.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: remap.GID, Size: remap.Size}}
+	if r.Remap != nil { // the one that owns the network namespace
+		add(specs.UserNamespace, netns)
+		s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: r.Remap.UID, Size: r.Remap.Size}}
+		s.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: r.Remap.GID, Size: r.Remap.Size}}
 	}
 	s.Linux.Sysctl = hc.Sysctls
 	return checkSysctls(hc)
 }
 
-// nsOf is the path of a running container's namespace.
-func (m *Manager) nsOf(id, kind string) (string, error) {
+// nsOf is the path of a running container's namespace that r is to join.
+func (m *Manager) nsOf(r *Record, id, kind string) (string, error) {
 	c, err := m.find(id)
 	if err != nil {
 		return "", err
 	}
-	r := c.rec.Load()
-	if r.State.Status != container.StateRunning || r.State.Pid == 0 {
-		return "", fault.Conflict.Errorf("cannot join %s of a non running container: %s", strings.ToUpper(kind), r.ID)
+	o := c.rec.Load()
+	if o.State.Status != container.StateRunning || o.State.Pid == 0 {
+		return "", fault.Conflict.Errorf("cannot join %s of a non running container: %s", strings.ToUpper(kind), o.ID)
 	}
-	return fmt.Sprintf("/proc/%d/ns/%s", r.State.Pid, kind), nil
+	if r.Remap != nil && o.SandboxKey != r.SandboxKey {
+		return "", fault.Invalid.Errorf("cannot join %s of container %s: it runs in another user namespace (hint: share its network with --network=container:%s, too, or use --userns=host for both)", strings.ToUpper(kind), id, id)
+	}
+	return fmt.Sprintf("/proc/%d/ns/%s", o.State.Pid, kind), nil
 }
 
 // checkSysctls refuses settings that are not the container's own.
@@ -335,9 +342,9 @@ func blockIO(r *container.Resources, b *specs.LinuxBlockIO) {
 
 // specMounts are the standard mounts, the container's files and the user's
 // mounts, parents before children.
-func (m *Manager) specMounts(ctx context.Context, r *Record, s *specs.Spec) (func(), error) {
+func (m *Manager) specMounts(r *Record, s *specs.Spec) (func(), error) {
 	hc := r.HostConfig
-	std := standardMounts(hc)
+	std := standardMounts(hc, r.Remap != nil)
 	var user []specs.Mount
 	var closers []func()
 	done := func() {
@@ -349,7 +356,7 @@ func (m *Manager) specMounts(ctx context.Context, r *Record, s *specs.Spec) (fun
 		user = append(user, specs.Mount{Destination: "/etc/" + f, Source: filepath.Join(m.dir(r.ID), f), Type: "bind", Options: []string{"rbind", "rprivate"}})
 	}
 	for _, mt := range r.Mounts {
-		sm, closer, err := m.specMount(ctx, mt)
+		sm, closer, err := specMount(mt)
 		if err != nil {
 			done()
 			return nil, err
@@ -386,7 +393,7 @@ func dedupe(in []specs.Mount) (out []specs.Mount) {
 	return out
 }
 
-func standardMounts(hc *container.HostConfig) []specs.Mount {
+func standardMounts(hc *container.HostConfig, mapped bool) []specs.Mount {
 	ro := "ro"
 	if hc.Privileged {
 		ro = "rw"
@@ -399,6 +406,12 @@ func standardMounts(hc *container.HostConfig) []specs.Mount {
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{ro, "nosuid", "noexec", "nodev"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 	}
+	if mapped && hc.IpcMode.IsHost() { // only its owner may mount it anew
+		std[5] = specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"bind", "rprivate", "nosuid", "noexec", "nodev"}}
+		if _, err := os.Stat("/dev/mqueue"); err != nil {
+			std = std[:5]
+		}
+	}
 	switch {
 	case hc.IpcMode == "none":
 	case hc.IpcMode.IsHost():
@@ -410,7 +423,7 @@ func standardMounts(hc *container.HostConfig) []specs.Mount {
 }
 
 // specMount is one user mount; the closer ends what had to be opened for it.
-func (m *Manager) specMount(ctx context.Context, mt Mount) (specs.Mount, func(), error) {
+func specMount(mt Mount) (specs.Mount, func(), error) {
 	out := specs.Mount{Destination: mt.Destination, Source: mt.Source, Type: "bind"}
 	switch mt.Type {
 	case mount.TypeTmpfs:
@@ -423,7 +436,8 @@ func (m *Manager) specMount(ctx context.Context, mt Mount) (specs.Mount, func(),
 		}
 		return out, nil, nil
 	case mount.TypeImage:
-		return m.imageMount(ctx, mt)
+		out.Options = []string{"rbind", "rprivate", "ro"}
+		return out, nil, nil
 	}
 	bind := "rbind"
 	if mt.NonRec {
@@ -477,17 +491,26 @@ func subpath(dir, sub string) (*os.File, error) {
 	return nil, unix.EAGAIN
 }
 
-// imageMount mounts another image's file system, read-only.
-func (m *Manager) imageMount(ctx context.Context, mt Mount) (specs.Mount, func(), error) {
-	out := specs.Mount{Destination: mt.Destination, Type: "bind", Options: []string{"rbind", "rprivate", "ro"}}
-	img, err := m.o.Images.Get(ctx, mt.Image)
-	if err != nil {
-		return out, nil, err
+// imageMounts are the layers of the images that are mounted, by destination.
+func (m *Manager) imageMounts(ctx context.Context, r *Record) (map[string]model.Rootfs, error) {
+	var out map[string]model.Rootfs
+	for _, mt := range r.Mounts {
+		if mt.Type != mount.TypeImage {
+			continue
+		}
+		img, err := m.o.Images.Get(ctx, mt.Image)
+		if err != nil {
+			return nil, err
+		}
+		root, err := m.o.Layers.ImageRootfs(img.TopLayer)
+		if err != nil {
+			return nil, err
+		}
+		if out == nil {
+			out = map[string]model.Rootfs{}
+		}
+		root.Mapped = r.Remap != nil
+		out[mt.Destination] = root
 	}
-	root, closeRoot, err := m.o.Layers.OpenImage(ctx, img.TopLayer)
-	if err != nil {
-		return out, nil, err
-	}
-	out.Source = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), root.Fd())
-	return out, func() { root.Close(); closeRoot() }, nil
+	return out, nil
 }

@@ -69,11 +69,15 @@ func (c *Container) start(ctx context.Context) (err error) {
 		return err
 	}
 	failpoint.Hit("start.volumes")
+	r = r.clone()
+	r.Remap = m.remap(r.HostConfig)
+	if err := checkUserns(r.Remap, r.HostConfig); err != nil { // the engine's settings may be others now
+		return err
+	}
 	key, err := c.sandbox(ctx, r, &u)
 	if err != nil {
 		return err
 	}
-	r = r.clone()
 	r.SandboxKey = key
 	failpoint.Hit("start.sandbox")
 	if err := m.makeFiles(r); err != nil {
@@ -142,7 +146,7 @@ func (c *Container) launch(ctx context.Context, r *Record, task model.Task, eps 
 	c.task, c.endpoints, c.run = task, eps, rn
 	c.connectPending(task)
 	err := c.setLocked(func(n *Record) {
-		n.SandboxKey = key
+		n.SandboxKey, n.Remap = key, r.Remap
 		n.Networks, n.Ports = operational(r, eps)
 		h := (*container.Health)(nil)
 		if hasHealth(n.Config.Healthcheck) {
@@ -242,12 +246,15 @@ func (c *Container) sandbox(ctx context.Context, r *Record, u *undo.Stack) (stri
 		if o.State.Status != container.StateRunning {
 			return "", fault.Conflict.Errorf("cannot join network of a non running container: %s", id)
 		}
+		if r.Remap != nil && o.Remap == nil {
+			return "", fault.Invalid.Errorf("cannot join network of container %s: it runs in the host's user namespace (hint: use --userns=host for this container, too)", id)
+		}
 		if o.HostConfig.NetworkMode.IsHost() {
 			return "", nil
 		}
 		return o.SandboxKey, nil
 	}
-	key, err := c.m.o.Networks.NewSandbox(ctx, c.id)
+	key, err := c.m.o.Networks.NewSandbox(ctx, c.id, r.Remap != nil)
 	if err != nil {
 		return "", err
 	}

@@ -19,6 +19,7 @@ type Rootfs struct {
 	Lower    []string // topmost first; never empty
 	Upper    string   // empty: the overlay has no writable layer
 	Work     string
+	Mapped   bool // the layers hold the ids that the user namespace shows; it must be one to join
 	Readonly bool // the root is remounted read-only after set-up
 }
 
@@ -62,6 +63,7 @@ type Bundle struct {
 	ID      string
 	Dir     string // the task's own directory, made by the caller's Create, 0700
 	Rootfs  Rootfs
+	Images  map[string]Rootfs // what is mounted at these destinations of Spec.Mounts, instead of a source
 	Process Process
 	Spec    *specs.Spec // Hostname, Domainname, Mounts, Linux.*; Process and Root are ignored
 	// NetNS is the path of the network namespace to join; empty makes a new,
@@ -131,6 +133,9 @@ type Task interface {
 	// Root opens the container's root directory; the caller closes it and
 	// resolves everything under it with RESOLVE_IN_ROOT.
 	Root() (*os.File, error)
+	// BareRoot opens the root directory as Root does, for reading, without
+	// what is mounted in it.
+	BareRoot() (*os.File, error)
 	// Delete frees all that belongs to an ended task: cgroup, shim, sockets,
 	// exit record. A running one is killed first. Safe to repeat.
 	Delete(ctx context.Context) error

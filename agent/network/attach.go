@@ -22,13 +22,18 @@ import (
 
 // NewSandbox makes a network namespace for a container, loopback up, bound at
 // ExecRoot/netns/<12 hex>, where "ip netns" can be pointed at. The path is the
-// key.
-func (m *Manager) NewSandbox(ctx context.Context, containerID string) (string, error) {
+// key. With mapped it belongs to a user namespace of its own, whose ids are those of
+// Options.Remap.
+func (m *Manager) NewSandbox(ctx context.Context, containerID string, mapped bool) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
 	key := filepath.Join(m.netnsDir(), newID()[:12])
-	ns, err := m.spare.take()
+	from := &m.spare
+	if mapped {
+		from = &m.spareMapped
+	}
+	ns, err := from.take()
 	if err != nil {
 		return "", err
 	}

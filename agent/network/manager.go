@@ -51,6 +51,8 @@ type Options struct {
 	// The engine's defaults for containers without settings of their own.
 	HostResolvConf          string // /etc/resolv.conf when empty
 	DNS, DNSOpts, DNSSearch []string
+	// Remap are the ids of mapped sandboxes; nil when none is asked for.
+	Remap *model.IDMap
 }
 
 // A Manager owns all networks of the host. It is safe for concurrent use. It has
@@ -68,13 +70,14 @@ type Manager struct {
 	// dnsConfs are what containers' resolvers were told, by container id.
 	dnsConfs *state.Store[model.DNSConfig]
 
-	mu        sync.Mutex
-	creating  map[string]bool                          // names that Create is at work on
-	subnets   map[string]map[netip.Prefix]*ipam.Subnet // by network id
-	sandboxes map[string]*sandbox                      // by key
-	keys      map[string]string                        // container id to the key of its sandbox
-	spare     spare
-	wg        sync.WaitGroup // resolvers and proxies
+	mu          sync.Mutex
+	creating    map[string]bool                          // names that Create is at work on
+	subnets     map[string]map[netip.Prefix]*ipam.Subnet // by network id
+	sandboxes   map[string]*sandbox                      // by key
+	keys        map[string]string                        // container id to the key of its sandbox
+	spare       spare
+	spareMapped spare          // owned by user namespaces
+	wg          sync.WaitGroup // resolvers and proxies
 }
 
 // A sandbox is the network namespace of one container.
@@ -113,6 +116,8 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	m := &Manager{o: o, log: o.Log, drivers: map[string]Driver{}, space: ipam.NewSpace(o.AddressPools),
 		ports: newHostPorts(), names: newNames(), creating: map[string]bool{}, subnets: map[string]map[netip.Prefix]*ipam.Subnet{},
 		sandboxes: map[string]*sandbox{}, keys: map[string]string{}}
+	m.spare.make = link.MakeNS
+	m.spareMapped.make = func() (*os.File, error) { return link.MakeUserNS(o.Remap) }
 	for _, d := range o.Drivers {
 		m.drivers[d.Name()] = d
 	}
@@ -467,6 +472,7 @@ func (m *Manager) Close() error {
 	}
 	m.ports.close()
 	m.spare.close()
+	m.spareMapped.close()
 	m.wg.Wait()
 	return nil
 }

@@ -3,14 +3,13 @@ package network
 import (
 	"os"
 	"sync"
-
-	"machine/agent/network/link"
 )
 
 // A spare is a namespace made ahead of time: the kernel takes long for one,
 // and a start waits for it. It has no name, so that nothing is left of it when
-// the agent ends, however that comes. The zero value is ready.
+// the agent ends, however that comes. It is ready when make is set.
 type spare struct {
+	make   func() (*os.File, error)
 	mu     sync.Mutex
 	ns     *os.File
 	making bool
@@ -30,7 +29,7 @@ func (s *spare) take() (*os.File, error) {
 		return ns, nil
 	}
 	defer s.refill()
-	return link.MakeNS()
+	return s.make()
 }
 
 func (s *spare) refill() {
@@ -41,7 +40,7 @@ func (s *spare) refill() {
 	}
 	s.making = true
 	s.wg.Go(func() {
-		ns, err := link.MakeNS()
+		ns, err := s.make()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.making = false

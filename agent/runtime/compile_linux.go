@@ -40,7 +40,7 @@ func (c *Compiler) Compile(b *model.Bundle, g *cgroup.Group) (*wire.Program, err
 	}
 	p := &wire.Program{
 		ID: b.ID, Hostname: spec.Hostname, Domainname: spec.Domainname,
-		Root:   wire.Root{Lower: b.Rootfs.Lower, Upper: b.Rootfs.Upper, Work: b.Rootfs.Work, Readonly: b.Rootfs.Readonly},
+		Root:   wire.Root{Lower: b.Rootfs.Lower, Upper: b.Rootfs.Upper, Work: b.Rootfs.Work, Readonly: b.Rootfs.Readonly, Mapped: b.Rootfs.Mapped},
 		Masked: linux.MaskedPaths, ReadonlyPaths: linux.ReadonlyPaths,
 		CgroupProcs: g.ProcsFiles(), OOMFile: g.OOMFile(),
 		Init: b.Init, StdinOnce: b.StdinOnce,
@@ -57,7 +57,7 @@ func (c *Compiler) Compile(b *model.Bundle, g *cgroup.Group) (*wire.Program, err
 	p.Process = *proc
 	p.Process.UserNS = p.Clone&unix.CLONE_NEWUSER != 0 || joins(p, unix.CLONE_NEWUSER)
 	p.Process.ExecInit = b.Init
-	if err := mounts(spec, p, g); err != nil {
+	if err := mounts(b, spec, p, g); err != nil {
 		return nil, err
 	}
 	devices(linux, p)
@@ -119,7 +119,21 @@ func (c *Compiler) namespaces(b *model.Bundle, linux *specs.Linux, p *wire.Progr
 		}
 		p.UIDMap, p.GIDMap = idMap(linux.UIDMappings), idMap(linux.GIDMappings)
 	}
+	p.RootUID, p.RootGID = rootOf(linux.UIDMappings), rootOf(linux.GIDMappings)
+	if b.Rootfs.Mapped && !joins(p, unix.CLONE_NEWUSER) {
+		return fault.Invalid.Errorf("a root with mapped ids needs a user namespace to join")
+	}
 	return nil
+}
+
+// rootOf is the host's id for 0.
+func rootOf(list []specs.LinuxIDMapping) uint32 {
+	for _, m := range list {
+		if m.ContainerID == 0 {
+			return m.HostID
+		}
+	}
+	return 0
 }
 
 func idMap(list []specs.LinuxIDMapping) string {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 	"machine/agent/runtime/cgroup"
 	"machine/agent/runtime/wire"
 )
@@ -35,11 +36,19 @@ var attrOptions = map[string][2]uint64{
 	"z": {}, "Z": {}, "consistent": {}, "cached": {}, "delegated": {},
 }
 
-func mounts(spec *specs.Spec, p *wire.Program, g *cgroup.Group) error {
+func mounts(b *model.Bundle, spec *specs.Spec, p *wire.Program, g *cgroup.Group) error {
 	for i := range spec.Mounts {
-		m, err := mount(&spec.Mounts[i])
+		s := spec.Mounts[i]
+		img, isImage := b.Images[s.Destination]
+		if isImage {
+			s.Source = "/"
+		}
+		m, err := mount(&s)
 		if err != nil {
 			return err
+		}
+		if isImage {
+			m.Lower = img.Lower
 		}
 		if m.Kind == wire.MountCgroup && p.Clone&unix.CLONE_NEWCGROUP == 0 || m.Kind == wire.MountCgroup && !v2(g) {
 			names, dirs := g.Dirs()

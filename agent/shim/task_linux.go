@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"machine/agent/aside"
 	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
@@ -316,6 +317,34 @@ func (t *task) Root() (*os.File, error) {
 	}
 	if err != nil {
 		return nil, fault.Conflict.Errorf("container %s is not running: %w", t.id, err)
+	}
+	return f, nil
+}
+
+// BareRoot implements [model.Task]. A clone of one mount has nothing mounted
+// in it, but only those in its namespace may make it: a thread goes there.
+func (t *task) BareRoot() (f *os.File, err error) {
+	if t.pidfd == nil || t.ended() {
+		return nil, t.notRunning()
+	}
+	aside.Thread(func() {
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			return
+		}
+		if err = unix.Setns(int(t.pidfd.Fd()), unix.CLONE_NEWNS); err != nil {
+			return
+		}
+		var tree, fd int
+		if tree, err = unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
+			return
+		}
+		defer unix.Close(tree)
+		if fd, err = unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+			f = os.NewFile(uintptr(fd), "root of container "+t.id)
+		}
+	})
+	if err != nil {
+		return nil, fault.Conflict.Errorf("open the root of container %s: %w", t.id, err)
 	}
 	return f, nil
 }

@@ -63,6 +63,8 @@ type Options struct {
 	// Publish tells the event feed (create, mount, unmount, destroy, prune);
 	// may be nil.
 	Publish func(action, name, driver, containerID string)
+	// UID and GID own the folders of new volumes: containers' root.
+	UID, GID int
 }
 
 // A Manager owns the volumes of a host. It is safe for concurrent use.
@@ -71,6 +73,8 @@ type Manager struct {
 	log     *slog.Logger
 	publish func(action, name, driver, containerID string)
 	recs    *state.Store[record]
+	uid     int
+	gid     int
 
 	mu   sync.Mutex
 	vols map[string]*volume
@@ -96,7 +100,7 @@ func Open(o Options) (*Manager, error) {
 	for _, err := range broken {
 		o.Log.Error("broken volume record; the data is kept", "err", err)
 	}
-	m := &Manager{root: o.Root, log: o.Log, publish: o.Publish, recs: recs, vols: map[string]*volume{}}
+	m := &Manager{root: o.Root, log: o.Log, publish: o.Publish, recs: recs, uid: o.UID, gid: o.GID, vols: map[string]*volume{}}
 	for name, r := range recs.All() {
 		if r.Name != name || !nameRE.MatchString(name) {
 			o.Log.Error("volume record is not of its name; left alone", "record", name)
@@ -235,7 +239,11 @@ func (m *Manager) create(v *volume) (err error) {
 		return err
 	}
 	// The umask is not to decide what a container's user may do.
-	if err := os.Chmod(m.data(v.rec.Name), 0o755); err != nil {
+	err = os.Chmod(m.data(v.rec.Name), 0o755)
+	if err == nil && m.uid|m.gid != 0 {
+		err = os.Lchown(m.data(v.rec.Name), m.uid, m.gid)
+	}
+	if err != nil {
 		u.Add(func() error { return os.Remove(m.data(v.rec.Name)) })
 		return err
 	}

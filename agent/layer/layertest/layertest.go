@@ -242,6 +242,17 @@ func testChanges(t *testing.T, s layer.Store) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Somebody else looks at it meanwhile.
+	other, release2, err := s.OpenRoot(ctx, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, other, "gone"); got == "" {
+		t.Error("the second root is empty")
+	}
+	if err := release2(); err != nil {
+		t.Error(err)
+	}
 	dir := fmt.Sprintf("/proc/self/fd/%d/", root.Fd())
 	for _, err := range []error{
 		os.WriteFile(dir+"d/f", []byte("2"), 0o644), os.WriteFile(dir+"d/new", nil, 0o600), os.Remove(dir + "gone"),

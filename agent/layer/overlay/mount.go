@@ -5,15 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"machine/agent/aside"
+	"machine/agent/fault"
 	"machine/agent/model"
 )
+
+// opened is the root of a stopped container, mounted for all who want it at
+// the same time: two overlays on one upper directory would spoil each other.
+type opened struct {
+	mu    sync.Mutex
+	root  *os.File // nil before the first, and after an error
+	users int      // guarded by Store.mu
+}
 
 // OpenRoot mounts a stopped container's root for the returned descriptor
 // only.
@@ -22,11 +31,49 @@ func (s *Store) OpenRoot(ctx context.Context, id string) (*os.File, func() error
 	if err != nil {
 		return nil, nil, err
 	}
-	root, release, err := s.mount(r, "root of container "+id)
+	s.mu.Lock()
+	o := s.roots[id]
+	if o == nil {
+		o = &opened{}
+		s.roots[id] = o
+	}
+	o.users++
+	s.mu.Unlock()
+	leave := func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if o.users--; o.users > 0 {
+			return nil
+		}
+		delete(s.roots, id)
+		return o.root.Close() // of nil it says so
+	}
+	f, err := o.open(func() (*os.File, error) {
+		f, _, err := s.mount(r, "root of container "+id)
+		return f, err
+	})
 	if err != nil {
+		leave()
 		return nil, nil, fmt.Errorf("mount the root of container %s: %w", id, err)
 	}
-	return root, release, nil
+	return f, sync.OnceValue(func() error { return errors.Join(f.Close(), leave()) }), nil
+}
+
+// open gives a descriptor of its own, and mounts if that was not done.
+func (o *opened) open(mount func() (*os.File, error)) (_ *os.File, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.root == nil {
+		if o.root, err = mount(); err != nil {
+			o.root = nil
+			return nil, err
+		}
+	}
+	fd, err := unix.Openat(int(o.root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), o.root.Name()), nil
 }
 
 // OpenImage mounts an image's layers read-only for the returned descriptor
@@ -43,6 +90,38 @@ func (s *Store) OpenImage(ctx context.Context, chain digest.Digest) (*os.File, f
 	return root, release, nil
 }
 
+// ImageRootfs tells how to mount an image's layers.
+func (s *Store) ImageRootfs(chain digest.Digest) (model.Rootfs, error) {
+	lower, err := s.diffs(chain)
+	if err != nil {
+		return model.Rootfs{}, fmt.Errorf("mount image layer %s: %w", chain, err)
+	}
+	return model.Rootfs{Lower: append(lower, s.empty()), Readonly: true}, nil
+}
+
+// CanMap tells whether this kernel and the file system of the store can mount
+// layers with the ids of the user namespace that owns the namespace owner; ids
+// are its map. Unavailable says why not.
+func (s *Store) CanMap(owner *os.File, ids *model.IDMap) error {
+	ns, err := aside.OwnerOf(int(owner.Fd()))
+	if err != nil {
+		return fmt.Errorf("user namespace: %w", err)
+	}
+	defer unix.Close(ns)
+	r := model.Rootfs{Lower: []string{s.initDiff(), s.empty()}, Mapped: true}
+	err = aside.Mapped(ns, ids.UID, ids.GID, r.Lower, func() error {
+		_, release, err := s.mount(r, "test")
+		if err != nil {
+			return err
+		}
+		return release()
+	})
+	if err != nil {
+		return fault.Unavailable.Errorf("layers of %s cannot be mounted with mapped ids, which needs Linux 5.19 or newer and a file system like ext4, xfs or btrfs: %w", s.layers, err)
+	}
+	return nil
+}
+
 // mount makes a detached overlay: no table of mounts shows it, and it is gone
 // with its last descriptor.
 func (s *Store) mount(r model.Rootfs, name string) (*os.File, func() error, error) {
@@ -55,7 +134,7 @@ func (s *Store) mount(r model.Rootfs, name string) (*os.File, func() error, erro
 	}
 	fd, err := fsmount(r)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		fd, err = s.oldMount(r) // before Linux 6.5 there is no lowerdir+
+		fd, err = s.oldMount(r, r.Mapped) // before Linux 6.5 there is no lowerdir+
 	}
 	if err != nil {
 		return nil, nil, err
@@ -116,7 +195,7 @@ func fsmount(r model.Rootfs) (int, error) {
 // layers fit when they are named from their folder. It is done by a thread
 // with a mount namespace of its own, which ends with its goroutine: nobody
 // ever sees the mount that the detached one is cloned from.
-func (s *Store) oldMount(r model.Rootfs) (fd int, err error) {
+func (s *Store) oldMount(r model.Rootfs, mapped bool) (fd int, err error) {
 	rel := func(p string) string {
 		if q, ok := strings.CutPrefix(p, s.layers+"/"); ok {
 			return q
@@ -133,7 +212,11 @@ func (s *Store) oldMount(r model.Rootfs) (fd int, err error) {
 		flags = 0
 		data += ",upperdir=" + rel(r.Upper) + ",workdir=" + rel(r.Work)
 	}
-	onOwnThread(func() { fd, err = s.mountAside(flags, data) })
+	run := aside.Thread
+	if mapped { // on a thread of its own already, which sees what others do not
+		run = func(f func()) { f() }
+	}
+	run(func() { fd, err = s.mountAside(flags, data) })
 	if err != nil {
 		return -1, fmt.Errorf("mount overlay: %w", err)
 	}
@@ -159,22 +242,4 @@ func (s *Store) mountAside(flags uintptr, data string) (int, error) {
 	}
 	defer unix.Close(tree)
 	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-}
-
-// onOwnThread runs f on a thread that ends with it. The main thread cannot
-// end, and it is what /proc shows of the process: it is held while another
-// does the work.
-func onOwnThread(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if unix.Gettid() != unix.Getpid() {
-			f()
-			return
-		}
-		onOwnThread(f)
-		runtime.UnlockOSThread()
-	}()
-	<-done
 }

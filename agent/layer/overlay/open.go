@@ -21,7 +21,7 @@ import (
 func Open(root string, log *slog.Logger) (*Store, error) {
 	s := &Store{root: root, layers: filepath.Join(root, "overlay2"), staging: filepath.Join(root, "staging"),
 		trash: filepath.Join(root, "trash"), log: log,
-		images: map[digest.Digest]*image{}, containers: map[string]digest.Digest{}}
+		images: map[digest.Digest]*image{}, containers: map[string]digest.Digest{}, roots: map[string]*opened{}}
 	for _, d := range []string{root, s.layers, s.staging, s.trash} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open layers: %w", err)

@@ -103,7 +103,7 @@ func TestOldMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err := s.oldMount(r)
+	fd, err := s.oldMount(r, false)
 	if err != nil {
 		t.Fatal(err)
 	}

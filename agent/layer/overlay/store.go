@@ -57,6 +57,7 @@ type Store struct {
 	mu         sync.Mutex
 	images     map[digest.Digest]*image
 	containers map[string]digest.Digest // id to parent
+	roots      map[string]*opened       // stopped containers' roots that are mounted
 }
 
 // An image layer on disk.

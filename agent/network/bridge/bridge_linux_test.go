@@ -159,7 +159,7 @@ func (b *bench) try(name, netw string, ports ...network.PortRequest) (*ctr, erro
 	b.t.Helper()
 	ctx := context.Background()
 	c := &ctr{b: b, id: name + strings.Repeat("0", 64-len(name))}
-	key, err := b.m.NewSandbox(ctx, c.id)
+	key, err := b.m.NewSandbox(ctx, c.id, false)
 	check(b.t, err)
 	c.key = key
 	b.t.Cleanup(func() {
@@ -508,7 +508,7 @@ func BenchmarkAttach(b *testing.B) {
 	defer func() { _ = errors.Join(m.Close(), fw.Close(), link.Delete("docker0")) }()
 	id := strings.Repeat("b", 64)
 	for b.Loop() {
-		key, err := m.NewSandbox(ctx, id)
+		key, err := m.NewSandbox(ctx, id, false)
 		if err != nil {
 			b.Fatal(err)
 		}

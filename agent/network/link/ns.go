@@ -12,12 +12,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 )
 
 // A NS is an open network namespace. Close it after use: an open descriptor
@@ -53,6 +55,48 @@ func MakeNS() (f *os.File, err error) {
 		var err error
 		if f, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 			return fmt.Errorf("create network namespace: %w", err)
+		}
+		return nil
+	})
+	return f, err
+}
+
+// MakeUserNS makes a namespace as MakeNS does, owned by a new user namespace
+// with the map m, whose root may rule it. The user namespace lives as long.
+//
+// A process cannot make a user namespace for another, and one with threads
+// none for itself: it is made with a child that is stopped before it runs.
+func MakeUserNS(m *model.IDMap) (f *os.File, err error) {
+	ids := func(first uint32) []syscall.SysProcIDMap {
+		return []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(first), Size: int(m.Size)}}
+	}
+	err = onThread(func() error {
+		// Ptrace stops the child at its exec: none of the program's code runs.
+		pid, err := syscall.ForkExec("/proc/self/exe", []string{"namespace"}, &syscall.ProcAttr{Env: []string{}, Sys: &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET, UidMappings: ids(m.UID), GidMappings: ids(m.GID),
+			GidMappingsEnableSetgroups: true, Ptrace: true, Pdeathsig: syscall.SIGKILL,
+		}})
+		if err != nil {
+			return fmt.Errorf("create user namespace: %w", err)
+		}
+		defer func() {
+			unix.Kill(pid, unix.SIGKILL)
+			var ws unix.WaitStatus
+			for {
+				if _, err := unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR && (err != nil || ws.Exited() || ws.Signaled()) {
+					return
+				}
+			}
+		}()
+		if f, err = os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net"); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err == nil {
+			err = setUp()
+		}
+		if err != nil {
+			f.Close()
+			return fmt.Errorf("create network namespace: loopback: %w", err)
 		}
 		return nil
 	})

@@ -32,6 +32,10 @@ type Child struct {
 	Exec   int    // the binary's descriptor
 	Argv   []string
 	Env    []string
+	// Inner are namespaces that are to belong to a user namespace that is
+	// joined: CLONE_NEW*. They are made by a second child, after Join, which
+	// takes the place of the first.
+	Inner  uint64
 	UIDMap string // written by the parent before the child goes on
 	GIDMap string
 	Setsid bool
@@ -81,8 +85,9 @@ func (c *Child) Start() (pid, pidfd int, err error) {
 		defer unix.Close(gate[0])
 	}
 	args := cloneArgs{flags: c.Flags, exitSignal: uint64(unix.SIGCHLD)}
+	inner := cloneArgs{flags: c.Inner | unix.CLONE_PARENT} // the signal is the first's
 	empty := [1]byte{}
-	p, errno := c.clone(&args, &argv[0], &envv[0], &empty[0], sync[1], gate[0])
+	p, errno := c.clone(&args, &inner, &argv[0], &envv[0], &empty[0], sync[1], gate[0])
 	unix.Close(sync[1])
 	if errno != 0 {
 		if gate[1] >= 0 {
@@ -97,6 +102,9 @@ func (c *Child) Start() (pid, pidfd int, err error) {
 		}
 		unix.Close(gate[1])
 	}
+	if err == nil && c.Inner != 0 {
+		p, err = second(p, sync[0])
+	}
 	if err == nil {
 		err = childError(sync[0])
 	}
@@ -105,18 +113,39 @@ func (c *Child) Start() (pid, pidfd int, err error) {
 	}
 	if err != nil {
 		unix.Kill(p, unix.SIGKILL)
-		var ws unix.WaitStatus
-		for {
-			if _, e := unix.Wait4(p, &ws, 0, nil); e != unix.EINTR {
-				break
-			}
-		}
+		reap(p)
 		return 0, -1, err
 	}
 	return p, pidfd, nil
 }
 
-var steps = [...]string{"", "", "join namespaces", "wait for id maps", "become root of the user namespace", "set stdio", "keep descriptors", "exec", "new session"}
+func reap(pid int) {
+	var ws unix.WaitStatus
+	for {
+		if _, e := unix.Wait4(pid, &ws, 0, nil); e != unix.EINTR {
+			return
+		}
+	}
+}
+
+// second takes over the child that the first one has made, which then ended.
+func second(first, sync int) (pid int, err error) {
+	var b [8]byte
+	n, err := unix.Read(sync, b[:])
+	for err == unix.EINTR {
+		n, err = unix.Read(sync, b[:])
+	}
+	if n == 8 && b[0] == isPid {
+		reap(first)
+		return int(uint32(b[4]) | uint32(b[5])<<8 | uint32(b[6])<<16 | uint32(b[7])<<24), nil
+	}
+	return first, said(b[:n])
+}
+
+// isPid marks the message that holds the second child's pid.
+const isPid = 255
+
+var steps = [...]string{"", "", "join namespaces", "wait for id maps", "become root of the user namespace", "set stdio", "keep descriptors", "exec", "new session", "make namespaces"}
 
 type forkError struct {
 	what string
@@ -136,15 +165,20 @@ func childError(fd int) error {
 		if err == unix.EINTR {
 			continue
 		}
-		if n == 8 {
-			s := int(b[0])
-			if s >= len(steps) {
-				s = 0
-			}
-			return step(steps[s], errno(uint32(b[4])|uint32(b[5])<<8|uint32(b[6])<<16))
-		}
+		return said(b[:n])
+	}
+}
+
+// said reads a child's message of an error; nil when there is none.
+func said(b []byte) error {
+	if len(b) != 8 {
 		return nil
 	}
+	s := int(b[0])
+	if s >= len(steps) {
+		s = 0
+	}
+	return step(steps[s], errno(uint32(b[4])|uint32(b[5])<<8|uint32(b[6])<<16))
 }
 
 // clone forks and, in the child, does all that is left to do with raw system
@@ -154,7 +188,7 @@ func childError(fd int) error {
 //
 //go:noinline
 //go:norace
-func (c *Child) clone(args *cloneArgs, argv, envv **byte, empty *byte, sync, gate int) (int, errno) {
+func (c *Child) clone(args, inner *cloneArgs, argv, envv **byte, empty *byte, sync, gate int) (int, errno) {
 	var (
 		r1    uintptr
 		e     errno
@@ -193,6 +227,17 @@ func (c *Child) clone(args *cloneArgs, argv, envv **byte, empty *byte, sync, gat
 			goto fail
 		}
 	}
+	n = 9
+	if c.Inner != 0 {
+		r1, _, e = syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(inner)), unsafe.Sizeof(*inner), 0, 0, 0, 0)
+		if e != 0 {
+			goto fail
+		}
+		if r1 != 0 {
+			n, e = isPid, errno(r1)
+			goto fail // it is no failure, but it is told in the same way
+		}
+	}
 	n = 8
 	if setsid {
 		if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
@@ -217,7 +262,7 @@ func (c *Child) clone(args *cloneArgs, argv, envv **byte, empty *byte, sync, gat
 		uintptr(unsafe.Pointer(argv)), uintptr(unsafe.Pointer(envv)), unix.AT_EMPTY_PATH, 0)
 fail:
 	b[0] = byte(n)
-	b[4], b[5], b[6] = byte(e), byte(e>>8), byte(e>>16)
+	b[4], b[5], b[6], b[7] = byte(e), byte(e>>8), byte(e>>16), byte(e>>24)
 	syscall.RawSyscall(unix.SYS_WRITE, uintptr(sync), uintptr(unsafe.Pointer(&b[0])), 8)
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 253, 0, 0)

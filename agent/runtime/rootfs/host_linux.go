@@ -2,12 +2,12 @@ package rootfs
 
 import (
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/aside"
 	"machine/agent/runtime/wire"
 )
 
@@ -16,7 +16,7 @@ import (
 // in p. It returns the descriptors, also after an error; the caller closes
 // them after the stage has inherited them.
 func Detach(p *wire.Program) (fds []int, err error) {
-	if p.RootFD, err = Overlay(&p.Root); err != nil {
+	if p.RootFD, err = rootOf(p, &p.Root); err != nil {
 		return nil, wire.Fail("mount the root", err)
 	}
 	fds = append(fds, p.RootFD)
@@ -25,7 +25,12 @@ func Detach(p *wire.Program) (fds []int, err error) {
 		m.FD = -1
 		switch m.Kind {
 		case wire.MountBind:
-			if m.FD, err = clone(m.Source, m.Recursive); err != nil {
+			if len(m.Lower) > 0 {
+				m.FD, err = rootOf(p, &wire.Root{Lower: m.Lower, Mapped: p.Root.Mapped})
+			} else {
+				m.FD, err = clone(m.Source, m.Recursive)
+			}
+			if err != nil {
 				return fds, wire.Fail("bind mount "+m.Source, err)
 			}
 			fds = append(fds, m.FD)
@@ -52,6 +57,59 @@ func Detach(p *wire.Program) (fds []int, err error) {
 		fds = append(fds, d.FD)
 	}
 	return fds, nil
+}
+
+// rootOf mounts the overlay r, with mapped ids if it is to have them.
+func rootOf(p *wire.Program, r *wire.Root) (fd int, err error) {
+	if !r.Mapped {
+		return Overlay(r)
+	}
+	ns, err := joinedUser(p)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(ns)
+	dirs := append([]string{}, r.Lower...)
+	if r.Upper != "" { // with Work in one mount, as overlayfs demands
+		dirs = append(dirs, filepath.Dir(r.Upper))
+	}
+	err = aside.Mapped(ns, p.RootUID, p.RootGID, dirs, func() (err error) {
+		fd, err = Overlay(r)
+		return err
+	})
+	if err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
+func joinedUser(p *wire.Program) (int, error) {
+	for _, j := range p.Join {
+		if j.Type != unix.CLONE_NEWUSER {
+			continue
+		}
+		fd, err := unix.Open(j.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, wire.Fail(j.Path, err)
+		}
+		defer unix.Close(fd)
+		return UserNS(fd)
+	}
+	return -1, wire.Fail("no user namespace to join", unix.EINVAL)
+}
+
+// UserNS opens the user namespace that fd is, or that owns the namespace that
+// fd is.
+func UserNS(fd int) (int, error) {
+	const nsGetNSType = 0xb703
+	typ, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), nsGetNSType, 0)
+	if e != 0 {
+		return -1, e
+	}
+	if typ != unix.CLONE_NEWUSER {
+		return aside.OwnerOf(fd)
+	}
+	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 }
 
 func clone(path string, recursive bool) (int, error) {
@@ -144,26 +202,11 @@ func oldOverlay(r *wire.Root) (int, error) {
 	}
 	var fd int
 	var err error
-	onOwnThread(func() { fd, err = mountAside(base, data) })
+	if r.Mapped { // on a thread of its own already, which sees what others do not
+		return mountAside(base, data)
+	}
+	aside.Thread(func() { fd, err = mountAside(base, data) })
 	return fd, err
-}
-
-// onOwnThread runs f on a thread that ends with it. The main thread cannot
-// end, and it is what /proc shows of the process: it is held while another
-// does the work.
-func onOwnThread(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if unix.Gettid() != unix.Getpid() {
-			f()
-			return
-		}
-		onOwnThread(f)
-		runtime.UnlockOSThread()
-	}()
-	<-done
 }
 
 func oldOptions(r *wire.Root, base string) string {

@@ -3,12 +3,15 @@ package rootfs
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/aside"
 	"machine/agent/runtime/wire"
 )
 
@@ -49,5 +52,54 @@ func TestF48OldKernel(t *testing.T) {
 	}
 	if err := os.WriteFile(filepath.Join(to, "new"), nil, 0o644); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOldKernelMapped: with mapped ids, too, and files that are made there
+// belong on disk to the namespace's root.
+func TestOldKernelMapped(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	c := exec.Command("sleep", "100")
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 1000}}
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { c.Process.Kill(); c.Wait() }()
+	top := t.TempDir()
+	r := &wire.Root{Lower: []string{filepath.Join(top, "one", "diff"), filepath.Join(top, "two", "diff")}, Upper: filepath.Join(top, "c", "diff"), Work: filepath.Join(top, "c", "work"), Mapped: true}
+	for _, d := range append([]string{r.Upper, r.Work}, r.Lower...) {
+		os.MkdirAll(d, 0o755)
+	}
+	os.WriteFile(filepath.Join(r.Lower[1], "f"), nil, 0o644)
+	os.Chown(filepath.Join(r.Lower[1], "f"), 7, 8)
+	for _, way := range []func(*wire.Root) (int, error){oldOverlay, Overlay} {
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", c.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		err = aside.Mapped(int(ns.Fd()), 100000, 100000, append([]string{filepath.Dir(r.Upper)}, r.Lower...), func() error {
+			fd, err := way(r)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, "f", &st, 0); err != nil || st.Uid != 100007 || st.Gid != 100008 {
+				t.Errorf("in the overlay: %d:%d, %v", st.Uid, st.Gid, err)
+			}
+			return unix.Mkdirat(fd, "new", 0o755)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(r.Upper, "new"), &st); err != nil || st.Uid != 0 || st.Gid != 0 {
+			t.Errorf("on disk: %d:%d, %v", st.Uid, st.Gid, err)
+		}
+		os.Remove(filepath.Join(r.Upper, "new"))
 	}
 }

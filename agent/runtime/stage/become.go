@@ -191,16 +191,24 @@ func setUser(p *wire.Process, u user) error {
 		}
 	}
 	if err := setgroups(u.groups); err != nil && !(p.UserNS && err == unix.EPERM) {
-		return wire.Fail("set groups", err)
+		return unmapped(p, "set groups", err)
 	}
 	// The raw calls concern this thread only, as they should.
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(u.gid), uintptr(u.gid), uintptr(u.gid)); e != 0 {
-		return wire.Fail("set group "+strconv.Itoa(u.gid), e)
+		return unmapped(p, "set group "+strconv.Itoa(u.gid), e)
 	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(u.uid), uintptr(u.uid), uintptr(u.uid)); e != 0 {
-		return wire.Fail("set user "+strconv.Itoa(u.uid), e)
+		return unmapped(p, "set user "+strconv.Itoa(u.uid), e)
 	}
 	return nil
+}
+
+// unmapped says what EINVAL means for an id in a user namespace.
+func unmapped(p *wire.Process, what string, err error) error {
+	if p.UserNS && err == unix.EINVAL {
+		return errors.New(what + ": the id is not in the map of the container's user namespace (--userns-remap)")
+	}
+	return wire.Fail(what, err)
 }
 
 func setgroups(groups []int) error {

@@ -12,6 +12,8 @@ type Program struct {
 	Sysctls       []KV
 	Hostname      string
 	Domainname    string
+	RootUID       uint32 // of the user namespace's root, on the host
+	RootGID       uint32
 	Clone         uint64 // CLONE_NEW* of the namespaces to make
 	Join          []Join
 	UIDMap        string // the text of /proc/PID/uid_map; empty without CLONE_NEWUSER
@@ -32,6 +34,9 @@ type Root struct {
 	Lower       []string
 	Upper, Work string
 	Readonly    bool
+	// Mapped has the layers' ids taken for those of the user namespace that is
+	// joined: the disk holds the container's own.
+	Mapped bool
 }
 
 // The kinds of mount.
@@ -48,12 +53,13 @@ type Mount struct {
 	Source      string
 	Dest        string // in the container
 	Data        []string
-	Set, Clear  uint64 // MOUNT_ATTR_*
-	AttrRec     bool   // attributes hold for submounts too
-	Recursive   bool   // bind submounts too
-	Propagation uint64 // MS_*; 0 is private
-	CopyUp      bool   // a tmpfs starts with what the image has there
-	Cgroup      []KV   // v1: controller name to directory; v2: "" to directory
+	Set, Clear  uint64   // MOUNT_ATTR_*
+	AttrRec     bool     // attributes hold for submounts too
+	Recursive   bool     // bind submounts too
+	Propagation uint64   // MS_*; 0 is private
+	Lower       []string // of a bind: layers to bind an overlay of, instead of Source
+	CopyUp      bool     // a tmpfs starts with what the image has there
+	Cgroup      []KV     // v1: controller name to directory; v2: "" to directory
 
 	FD  int   // the detached mount of a bind, filled in by the shim
 	FDs []int // of Cgroup
@@ -128,6 +134,7 @@ func (p *Program) Code(c *Codec) {
 	c.Str(&p.Root.Upper)
 	c.Str(&p.Root.Work)
 	c.Bool(&p.Root.Readonly)
+	c.Bool(&p.Root.Mapped)
 	List(c, &p.Mounts, codeMount)
 	List(c, &p.Devices, codeDevice)
 	c.Strs(&p.Masked)
@@ -135,6 +142,8 @@ func (p *Program) Code(c *Codec) {
 	List(c, &p.Sysctls, codeKV)
 	c.Str(&p.Hostname)
 	c.Str(&p.Domainname)
+	c.U32(&p.RootUID)
+	c.U32(&p.RootGID)
 	c.U64(&p.Clone)
 	List(c, &p.Join, func(c *Codec, j *Join) { c.U64(&j.Type); c.Str(&j.Path) })
 	c.Str(&p.UIDMap)
@@ -162,6 +171,7 @@ func codeMount(c *Codec, m *Mount) {
 	c.Bool(&m.AttrRec)
 	c.Bool(&m.Recursive)
 	c.U64(&m.Propagation)
+	c.Strs(&m.Lower)
 	c.Bool(&m.CopyUp)
 	List(c, &m.Cgroup, codeKV)
 	c.Int(&m.FD)

@@ -45,6 +45,9 @@ func (s *shim) create(body []byte) (err error) {
 	if err != nil {
 		return err
 	}
+	if p.Process.UserNS { // it may not write there itself
+		_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.Process.OOMScoreAdj))
+	}
 	pr := &proc{pid: pid, pidfd: pidfd, status: status, state: wire.StateCreated}
 	kind, text, fds, err := readStatus(status)
 	if err == nil && kind == stage.Error {
@@ -128,23 +131,20 @@ func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 		Argv: []string{"init", itoa(pair[1]), itoa(order), itoa(s.self)}, Env: childEnv,
 		UIDMap: p.UIDMap, GIDMap: p.GIDMap,
 	}
-	var joins []int
-	defer func() { closeAll(joins) }()
-	var onThread []fork.NS
-	for _, j := range p.Join {
-		fd, err := unix.Open(j.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			unix.Close(pair[0])
-			return 0, -1, -1, wire.Fail("join namespace "+j.Path, err)
+	joins, user, err := openJoins(p)
+	defer func() {
+		for _, j := range joins {
+			unix.Close(j.FD)
 		}
-		joins = append(joins, fd)
-		ns := fork.NS{FD: fd, Flags: int(j.Type)}
-		if j.Type == unix.CLONE_NEWUSER {
-			c.Join = append(c.Join, ns)
-			c.BecomeRoot = true
-		} else {
-			onThread = append(onThread, ns)
-		}
+	}()
+	if err != nil {
+		unix.Close(pair[0])
+		return 0, -1, -1, err
+	}
+	onThread := joins
+	if user {
+		c.Join, c.BecomeRoot, onThread = joins, true, nil
+		c.Flags, c.Inner = 0, c.Flags
 	}
 	pid, pidfd, err = start(&c, onThread)
 	if err != nil {
@@ -152,6 +152,32 @@ func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 		return 0, -1, -1, err
 	}
 	return pid, pidfd, pair[0], nil
+}
+
+// openJoins opens the namespaces to join. A user namespace is the last, since
+// the right to join the others is lost with it; it may be named by a namespace
+// that it owns.
+func openJoins(p *wire.Program) (list []fork.NS, user bool, err error) {
+	last := -1
+	for _, j := range p.Join {
+		fd, err := unix.Open(j.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return list, false, wire.Fail("join namespace "+j.Path, err)
+		}
+		if j.Type != unix.CLONE_NEWUSER {
+			list = append(list, fork.NS{FD: fd, Flags: int(j.Type)})
+			continue
+		}
+		last, err = rootfs.UserNS(fd)
+		unix.Close(fd)
+		if err != nil {
+			return list, false, wire.Fail("user namespace of "+j.Path, err)
+		}
+	}
+	if last >= 0 {
+		list = append(list, fork.NS{FD: last, Flags: unix.CLONE_NEWUSER})
+	}
+	return list, last >= 0, nil
 }
 
 var childEnv = []string{"GOMAXPROCS=1", "GOGC=off"}
@@ -397,6 +423,7 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 	for i := range io {
 		if m.Flags>>i&1 == 1 && len(fds) > 0 && !p.TTY {
 			io[i], fds = fds[0], fds[1:]
+			s.own(io[i])
 		}
 	}
 	c := fork.Child{

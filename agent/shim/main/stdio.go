@@ -71,15 +71,25 @@ func (io *stdio) open(s *shim, p *wire.Process) (*theirs, error) {
 		}
 		if i == 0 {
 			t.fds[0], io.in = pp[0], pp[1]
+			s.own(pp[0])
 			unix.SetNonblock(io.in, true)
 			continue
 		}
 		t.fds[i], io.out[i-1] = pp[1], pp[0]
+		s.own(pp[1])
 		unix.SetNonblock(pp[0], true)
 		unix.FcntlInt(uintptr(pp[0]), unix.F_SETPIPE_SZ, 256<<10)
 		s.watch(pp[0], unix.EPOLLIN, func(uint32) { io.pump(s, i-1) })
 	}
 	return t, nil
+}
+
+// own gives a pipe to the container's root: in its user namespace nobody may
+// pass on what belongs to the host's.
+func (s *shim) own(fd int) {
+	if s.prog.Process.UserNS {
+		_ = unix.Fchown(fd, int(s.prog.RootUID), int(s.prog.RootGID))
+	}
 }
 
 func lastSlash(p string) int {
