@@ -336,3 +336,62 @@ func TestS41LogInjection(t *testing.T) {
 	}
 	e.Audit()
 }
+
+// TestS18RemappedRoot: root of a user namespace, should it ever stand on the
+// host, can change nothing in the data root but the files of its own
+// containers, which it cannot reach (CVE-2021-21284).
+func TestS18RemappedRoot(t *testing.T) {
+	e := start(t)
+	ids := filepath.Join(e.Dir, "subids")
+	if err := os.WriteFile(ids, []byte("dockremap:200000:65536\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
+		if _, err := os.Stat(file); err != nil {
+			t.Skipf("%v: this computer has no file to lay the range over", err)
+		}
+		if out, err := e.HostRun("mount", "--bind", ids, file); err != nil {
+			t.Fatalf("%s: %v", out, err)
+		}
+	}
+	e.Terminate()
+	e.Flags = append(e.Flags, "--userns-remap=default")
+	e.Start()
+	e.Run("run", "-d", "--name", "box", "-v", "vol:/v", "busybox", "sh", "-c", "echo log; touch /v/x /y; chmod 777 /v; sleep 1000")
+	equal(t, "map", strings.Join(strings.Fields(e.Run("exec", "box", "cat", "/proc/self/uid_map")), " "), "0 200000 65536")
+	out, _ := e.HostRun("stat", "-c", "%u", "/proc/"+pidOf(e, "box"))
+	equal(t, "its root on the host", out, "200000")
+	if err := os.Chmod(e.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	as := func(args ...string) string {
+		c := exec.Command("setpriv", append([]string{"--reuid", "200000", "--regid", "200000", "--clear-groups"}, args...)...)
+		out, _ := c.CombinedOutput() // what is refused is an error
+		return string(out)
+	}
+	for _, dir := range []string{"data", "run"} {
+		dir = filepath.Join(e.Dir, dir)
+		tree := func() string {
+			out, err := exec.Command("find", dir, "-not", "-path", "*/netns*", "-not", "-name", "*.log", "-printf", "%p %y %m %U %G\n").Output()
+			if err != nil || strings.Count(string(out), "\n") < 3 {
+				t.Fatalf("look at %s: %v", dir, err)
+			}
+			return string(out)
+		}
+		before := tree()
+		for line := range strings.Lines(before) {
+			path, _, _ := strings.Cut(line, " ")
+			if out := as("sh", "-c", `chmod 4777 "$1" && echo mode; mv "$1" "$1.moved" && echo moved; : >"$1/new" && echo made; cat "$1" >&2 && [ -f "$1" ] && echo read`, "sh", path); strings.ContainsAny(out, "\n") {
+				for _, did := range []string{"mode\n", "moved\n", "made\n", "read\n"} {
+					if strings.HasPrefix(out, did) || strings.Contains(out, "\n"+did) {
+						t.Errorf("root of the namespace, on the host: %s %s", strings.TrimSpace(did), path)
+					}
+				}
+			}
+		}
+		if after := tree(); after != before {
+			t.Errorf("%s was changed:\n%s\n%s", dir, before, after)
+		}
+	}
+	e.Audit()
+}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -87,9 +88,8 @@ func snapshot(t testing.TB, dir string) string {
 		if err != nil {
 			return err
 		}
-		st := i.Sys()
-		line := fmt.Sprintf("%s %v %d %v", p, i.Mode(), i.Size(), i.ModTime().UnixNano())
-		_ = st
+		st := i.Sys().(*syscall.Stat_t)
+		line := fmt.Sprintf("%s %v %d %v %d:%d", p, i.Mode(), i.Size(), i.ModTime().UnixNano(), st.Uid, st.Gid)
 		if i.Mode().IsRegular() {
 			b, _ := os.ReadFile(p)
 			line += " " + string(b)
@@ -126,9 +126,27 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 			unix.Renameat2(unix.AT_FDCWD, filepath.Join(in, "d"), unix.AT_FDCWD, filepath.Join(in, "evil"), unix.RENAME_EXCHANGE)
 		}
 	}()
+	os.Mkdir(filepath.Join(in, "p"), 0o755)
+	os.Chmod(out, 0o700)
+	before = snapshot(t, out)
+	planted := make(chan struct{})
+	go func() { // what is made turns into a link before its mode is set
+		defer close(planted)
+		link, name := filepath.Join(in, "link"), filepath.Join(in, "p", "made")
+		for !stop.Load() {
+			os.Symlink(out, link)
+			if unix.Renameat2(unix.AT_FDCWD, link, unix.AT_FDCWD, name, unix.RENAME_EXCHANGE) == nil {
+				unix.Rmdir(link)
+				os.RemoveAll(link)
+			}
+			os.Remove(name)
+		}
+	}()
 	r := openDir(t, in)
 	b := tarOf(t, reg("sub/new", "x"), reg("secret", "overwritten"))
+	made := tarOf(t, reg("made/file", "x"))
 	for range 2500 {
+		Unpack(context.Background(), r, "/p", bytes.NewReader(made), UnpackOptions{})
 		Unpack(context.Background(), r, "/d", bytes.NewReader(b), UnpackOptions{})
 		var got bytes.Buffer
 		Pack(context.Background(), &got, r, "/d/", PackOptions{})
@@ -138,6 +156,7 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	}
 	stop.Store(true)
 	<-done
+	<-planted
 	if after := snapshot(t, out); after != before {
 		t.Errorf("outside changed:\n%s\n%s", before, after)
 	}

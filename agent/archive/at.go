@@ -144,7 +144,12 @@ func mkdirIn(root int, name string, made func(name string)) (int, error) {
 		return -1, err
 	}
 	if err == nil {
-		retry(func() error { return unix.Fchmodat(parent, path.Base(name), 0o755, 0) })
+		// The umask cut the mode. By now a container may have put a link there,
+		// which must not be followed.
+		if fd, err := openAt(parent, path.Base(name), unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
+			chmodPath(fd, 0o755)
+			unix.Close(fd)
+		}
 		if made != nil {
 			made(name)
 		}

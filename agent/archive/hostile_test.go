@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -62,9 +63,7 @@ func hostile() map[string][]ent {
 }
 
 // TestS23HostileTars unpacks archives that want out, as a layer and as `cp`
-// does: each is refused or stays inside, and nothing outside changes. It is
-// also S22: links, then entries that would change owner and mode through
-// them.
+// does: each is refused or stays inside, and nothing outside changes.
 func TestS23HostileTars(t *testing.T) {
 	root(t)
 	cases := hostile()
@@ -74,6 +73,33 @@ func TestS23HostileTars(t *testing.T) {
 	for name, list := range cases {
 		for _, layer := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/layer=%v", name, layer), func(t *testing.T) { unpackHostile(t, list, layer) })
+		}
+	}
+}
+
+// TestS22ChangeThroughLink: an entry is a link out, and the next of the same
+// name would change owner, mode, times or attributes of what it leads to
+// (CVE-2021-41089, 2021-32760).
+func TestS22ChangeThroughLink(t *testing.T) {
+	root(t)
+	at := time.Unix(1_000_000_000, 0)
+	change := tar.Header{Name: "l", Mode: 0o4777, Uid: 99, Gid: 98, ModTime: at, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "y"}}
+	as := func(typ byte, linkname string) ent {
+		h := change
+		h.Typeflag, h.Linkname = typ, linkname
+		return ent{h, ""}
+	}
+	for n, to := range map[string]string{"file": "OUT/victim", "folder": "OUT", "up": "../out/victim", "chain": "m"} {
+		way := []ent{sym("m", "OUT/victim"), sym("l", to)}
+		for what, then := range map[string][]ent{
+			"link": {as(tar.TypeSymlink, to)}, "file": {as(tar.TypeReg, "")}, "folder": {as(tar.TypeDir, "")}, "pipe": {as(tar.TypeFifo, "")},
+			"hard": {as(tar.TypeLink, "m")}, "hard to another": {hard("h", "l"), as(tar.TypeLink, "h")}, "hard, then folder": {hard("h", "l"), as(tar.TypeDir, "")},
+		} {
+			for _, layer := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s/%s/layer=%v", n, what, layer), func(t *testing.T) {
+					unpackHostile(t, append(slices.Clone(way), then...), layer)
+				})
+			}
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	mobyseccomp "github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"machine/agent/model"
 )
 
@@ -257,17 +258,28 @@ func TestS8FalseConsole(t *testing.T) {
 }
 
 // CVE-2025-52881: sysctls are written through a procfs of our own, whatever
-// the container has at /proc.
+// lies over the files of the one that is in view, here or in the container.
 func TestS9Redirects(t *testing.T) {
 	b := newBench(t)
 	vol := filepath.Join(b.dir, "vol", "sys", "kernel")
 	must(t, os.MkdirAll(vol, 0o755))
-	must(t, os.WriteFile(filepath.Join(vol, "shmmni"), []byte("host"), 0o644))
-	bu := b.bundle("cat", "/x/sys/kernel/shmmni")
+	fake := filepath.Join(vol, "shmmni")
+	must(t, os.WriteFile(fake, []byte("host"), 0o644))
+	bu := b.bundle("cat", "/x/sys/kernel/shmmni", "/proc/sys/kernel/shmmni")
 	bu.Spec.Linux.Sysctl = map[string]string{"kernel.shmmni": "77"}
 	bu.Spec.Mounts = append([]specs.Mount{bind(filepath.Join(b.dir, "vol"), "/x")}, bu.Spec.Mounts...)
-	if out, _, _ := b.run(bu); out != "host" {
+	if out, _, _ := b.run(bu); out != "host77\n" {
 		t.Errorf("got %q", out)
+	}
+	must(t, unix.Mount(fake, "/proc/sys/kernel/shmmni", "", unix.MS_BIND, ""))
+	defer unix.Unmount("/proc/sys/kernel/shmmni", unix.MNT_DETACH)
+	bu = b.bundle("cat", "/proc/sys/kernel/shmmni")
+	bu.Spec.Linux.Sysctl = map[string]string{"kernel.shmmni": "78"}
+	if out, _, _ := b.run(bu); out != "78\n" {
+		t.Errorf("with a file over the host's: got %q", out)
+	}
+	if got, _ := os.ReadFile(fake); string(got) != "host" {
+		t.Errorf("the file over the host's got %q", got)
 	}
 }
 
