@@ -175,7 +175,7 @@ var assertion = regexp.MustCompile(`(?m)^\s+[a-z0-9_]+\.go:[0-9]+: `)
 func (t tree) test(ctx context.Context, pkg, run string) (o outcome) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	c := t.command(ctx, "go", "test", "-count=1", "-json", "-timeout", "8m", "-exec", t.dir+"/scripts/dev/isolated.sh", "-run", run, pkg)
+	c := t.command(ctx, "go", "test", "-trimpath", "-count=1", "-json", "-timeout", "8m", "-exec", t.dir+"/scripts/dev/isolated.sh", "-run", run, pkg)
 	b, err := c.CombinedOutput()
 	said := map[string]string{}
 	for line := range strings.Lines(string(b)) {
@@ -191,7 +191,8 @@ func (t tree) test(ctx context.Context, pkg, run string) (o outcome) {
 			o.other += e.Output
 		case e.Action == "pass" && e.Test != "":
 			o.passed++
-		case e.Action == "fail" && e.Test != "" && assertion.MatchString(said[e.Test]) && !strings.Contains(said[e.Test], "panic: "):
+		// A panic on top of what the test found is no matter.
+		case e.Action == "fail" && e.Test != "" && assertion.MatchString(said[e.Test]):
 			o.failed = append(o.failed, e.Test)
 		case e.Action == "fail" && e.Test != "":
 			o.other += said[e.Test]

@@ -1,24 +1,30 @@
-// Command racer is run inside containers by tests: without end it changes
-// what paths mean, or looks into the processes that join its container, as
-// fast as it can.
+// Command racer is run inside containers by tests: as fast as it can it
+// changes what paths mean, looks into the processes that join its container,
+// or prints without a newline.
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "racer swap A B [A B ...] | plant NAME TARGET | steal DIR TARGET | trace STOP CAPS")
+		fmt.Fprintln(os.Stderr, "racer swap A B [A B ...] | plant NAME TARGET | steal DIR TARGET | trace STOP CAPS | stream MIB")
 		os.Exit(2)
 	}
 	args := os.Args[2:]
+	if os.Args[1] == "stream" {
+		stream(args[0])
+		return
+	}
 	fmt.Println("ready")
 	switch os.Args[1] {
 	case "swap":
@@ -30,6 +36,25 @@ func main() {
 	case "trace":
 		trace(args[0], args[1])
 	}
+}
+
+// stream prints so many MiB without a newline: blocks of 64 KiB, each with its
+// number in front. On stderr it says how long it took, and how long its
+// slowest write, in milliseconds.
+func stream(mib string) {
+	n, _ := strconv.Atoi(mib)
+	block := bytes.Repeat([]byte("x"), 64<<10)
+	began, worst := time.Now(), time.Duration(0)
+	for i := range n * 16 {
+		copy(block, fmt.Sprintf("%016x", i))
+		at := time.Now()
+		if _, err := os.Stdout.Write(block); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		worst = max(worst, time.Since(at))
+	}
+	fmt.Fprintln(os.Stderr, time.Since(began).Milliseconds(), worst.Milliseconds())
 }
 
 // swap exchanges the names of each pair.
