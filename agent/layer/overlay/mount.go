@@ -153,6 +153,12 @@ func fsmount(r model.Rootfs) (int, error) {
 		return -1, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(ctx)
+	// A context of before 6.5 takes any string, and the kernel's log then tells
+	// of every mount that failed; but descriptors it refuses by an error of its
+	// own. This one is none for a layer in any kernel.
+	if unix.FsconfigSetFd(ctx, "lowerdir+", ctx) == unix.EOPNOTSUPP {
+		return -1, unix.EINVAL
+	}
 	set := func(k, v string) {
 		if err == nil {
 			if err = unix.FsconfigSetString(ctx, k, v); err != nil {

@@ -145,7 +145,7 @@ func Overlay(r *wire.Root) (int, error) {
 	}
 	for i, l := range r.Lower {
 		err := setLayer(fs, "lowerdir+", l)
-		if i == 0 && err == unix.EINVAL {
+		if i == 0 && (err == unix.EINVAL || err == unix.EOPNOTSUPP) { // before 6.5 it takes no descriptors at all
 			return oldOverlay(r)
 		}
 		if err != nil {
@@ -195,8 +195,11 @@ func setLayer(fs int, key, path string) error {
 // thread with a mount namespace of its own, which ends with its goroutine:
 // nobody ever sees the mount that the detached one is cloned from.
 func oldOverlay(r *wire.Root) (int, error) {
-	base := filepath.Dir(filepath.Dir(r.Lower[0]))
+	base := filepath.Dir(r.Lower[0])
 	data := oldOptions(r, base)
+	if up := filepath.Dir(base); len(oldOptions(r, up)) < len(data) { // LAYERS/NAME/diff
+		base, data = up, oldOptions(r, up)
+	}
 	if len(data) >= unix.Getpagesize() {
 		return -1, wire.Fail(strconv.Itoa(len(r.Lower))+" layers", unix.E2BIG)
 	}
@@ -220,7 +223,7 @@ func oldOptions(r *wire.Root, base string) string {
 	for i, l := range r.Lower {
 		names[i] = rel(l)
 	}
-	data := "index=off,lowerdir=" + strings.Join(names, ":")
+	data := "index=off,metacopy=off,redirect_dir=off,lowerdir=" + strings.Join(names, ":")
 	if r.Upper != "" {
 		data += ",upperdir=" + rel(r.Upper) + ",workdir=" + rel(r.Work)
 	}
