@@ -45,6 +45,20 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// A privileged container has the devices that come after /dev/fd, too, which
+// is a link on most hosts.
+func TestHostDevices(t *testing.T) {
+	have := map[string]bool{}
+	for _, d := range hostDevices() {
+		have[d.Path] = true
+	}
+	for _, want := range []string{"/dev/full", "/dev/null", "/dev/zero"} {
+		if _, _, there := device(want); there && !have[want] {
+			t.Errorf("%s is missing", want)
+		}
+	}
+}
+
 func TestParseBind(t *testing.T) {
 	for _, c := range []struct {
 		in   string

@@ -149,7 +149,10 @@ func hostDevices() []specs.LinuxDevice {
 		}
 		switch p {
 		case "/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev":
-			return fs.SkipDir
+			if e.IsDir() {
+				return fs.SkipDir
+			}
+			return nil // /dev/fd is a link: SkipDir would skip all that comes after it
 		case "/dev/console", "/dev/ptmx":
 			return nil
 		}
