@@ -47,7 +47,7 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 		if d.CgroupV2 {
 			hc.CgroupnsMode = "private"
 		}
-		if hc.Privileged {
+		if hc.Privileged && !d.CgroupV2 {
 			hc.CgroupnsMode = "host"
 		}
 	}
@@ -71,6 +71,9 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 	}
 	if err := checkResources(&hc.Resources); err != nil {
 		return nil, err
+	}
+	if d.CgroupV2 {
+		warn = append(warn, discardV1(&hc.Resources)...)
 	}
 	w, err := checkSecurity(hc)
 	if err != nil {
@@ -206,6 +209,19 @@ func checkResources(r *container.Resources) error {
 		return fault.Invalid.Errorf("could not select device driver %q with capabilities: %v: GPUs are not supported by this engine", q.Driver, q.Capabilities)
 	}
 	return checkUlimits(r.Ulimits)
+}
+
+// discardV1 drops what cgroup v2 has no counterpart of, with Docker's warnings.
+func discardV1(r *container.Resources) (warn []string) {
+	if r.OomKillDisable != nil && *r.OomKillDisable {
+		warn = append(warn, "Your kernel does not support OomKillDisable. OomKillDisable discarded.")
+	}
+	r.OomKillDisable = nil
+	if r.MemorySwappiness != nil {
+		r.MemorySwappiness = nil
+		warn = append(warn, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
+	}
+	return warn
 }
 
 func checkUlimits(list []*container.Ulimit) error {

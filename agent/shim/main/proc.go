@@ -72,20 +72,6 @@ func (s *shim) create(body []byte) (err error) {
 	return nil
 }
 
-func (s *shim) openCgroup() error {
-	for _, path := range s.prog.CgroupProcs {
-		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return wire.Fail("open cgroup "+path, err)
-		}
-		s.tasks = append(s.tasks, fd)
-	}
-	if s.prog.OOMFile != "" {
-		s.oom, _ = unix.Open(s.prog.OOMFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	}
-	return nil
-}
-
 func (s *shim) openLog() (err error) {
 	l := &s.prog.Log
 	if l.Driver != "json-file" && l.Driver != "local" {
@@ -405,7 +391,12 @@ func (s *shim) exec(conn int, m *wire.Message, fds []int) {
 
 func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, error) {
 	init := s.procs[0]
+	inner := s.innerCgroup(init.pid)
 	p.Tasks = s.tasks
+	if inner >= 0 {
+		defer unix.Close(inner)
+		p.Tasks = []int{inner}
+	}
 	if !p.HasOOM {
 		p.HasOOM, p.OOMScoreAdj = true, s.prog.Process.OOMScoreAdj
 	}
@@ -428,7 +419,7 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 	}
 	c := fork.Child{
 		Stdio: io, Setsid: true, Exec: s.self,
-		Keep: append([]int{order, pair[1], init.pidfd, s.self}, s.tasks...), Env: childEnv,
+		Keep: append([]int{order, pair[1], init.pidfd, s.self}, p.Tasks...), Env: childEnv,
 	}
 	joined := "0"
 	if p.UserNS {
