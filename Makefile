@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp interrupted powercut broken faults fuzz demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp interrupted powercut broken faults fuzz vm demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -54,6 +54,8 @@ powercut: ## 250 power cuts under the image store, at random moments; POWERCUT_S
 	POWERCUT_ROUNDS=$${POWERCUT_ROUNDS:-250} scripts/dev/isolated.sh go test -run F31 -count 1 -v -timeout 30m ./agent/image ./agent/layer/overlay
 broken: shims ## break the tree row by row: each security test must see it; ROWS="S5 mask"
 	go run ./scripts/dev/broken $(ROWS)
+vm: build ## kernel tests under Debian's kernel with cgroup v2, emulated; VM_RUN=regexp VM_PKGS=packages
+	scripts/dev/vm.sh $(VM_PKGS)
 fuzz: ## every fuzz target for FUZZ_SECONDS=60
 	scripts/dev/fuzz.sh
 bench-scp: build ## our scp beside OpenSSH's
