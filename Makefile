@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp interrupted powercut broken faults fuzz vm demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp interrupted powercut upgrade-from broken faults fuzz vm demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -52,6 +52,8 @@ bench-images: bin/agent ## rates of load, save, push and pull beside dockerd's; 
 	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench 'BenchmarkImages|BenchmarkExchange' -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
 powercut: ## 250 power cuts under the image store, at random moments; POWERCUT_SEED
 	POWERCUT_ROUNDS=$${POWERCUT_ROUNDS:-250} scripts/dev/isolated.sh go test -run F31 -count 1 -v -timeout 30m ./agent/image ./agent/layer/overlay
+upgrade-from: bin/agent ## take over what the agent of an older commit runs, and back; REV=commit
+	scripts/dev/upgrade-from.sh $(REV)
 broken: shims ## break the tree row by row: each security test must see it; ROWS="S5 mask"
 	go run ./scripts/dev/broken $(ROWS)
 vm: build ## kernel tests under Debian's kernel with cgroup v2, emulated; VM_RUN=regexp VM_PKGS=packages

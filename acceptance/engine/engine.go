@@ -26,6 +26,7 @@ type Engine struct {
 	Dir    string // of all its files
 	Socket string // where clients connect; answers are checked on the way
 	Flags  []string
+	Agent  string // the agent's program, another than the built one; its path ends in /bin/agent
 
 	agentSocket string
 	holder      *exec.Cmd // keeps the namespaces
@@ -137,8 +138,12 @@ func (e *Engine) Start() {
 // the agent came to answer; false when it ended before.
 func (e *Engine) Launch(env ...string) bool {
 	e.T.Helper()
+	program := e.Agent
+	if program == "" {
+		program = Binary(e.T, "agent")
+	}
 	args := append([]string{
-		Binary(e.T, "agent"), "--host", "unix://" + e.agentSocket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", filepath.Join(e.Dir, "run"),
+		program, "--host", "unix://" + e.agentSocket, "--data-root", filepath.Join(e.Dir, "data"), "--exec-root", filepath.Join(e.Dir, "run"),
 		"--pidfile", filepath.Join(e.Dir, "agent.pid"), "--cgroup-parent", e.cgroup, "--config-file", "/dev/null",
 	}, e.Flags...)
 	os.Remove(e.agentSocket) // of one that was killed
