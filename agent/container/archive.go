@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
+	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
 	"machine/agent/model"
@@ -28,6 +30,9 @@ func (c *Container) root(ctx context.Context, open func(model.Task) (*os.File, e
 			return f, ids, func() { f.Close() }, nil
 		}
 		// It ended meanwhile, or its layers would be mounted twice.
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+			await(ctx, task.Done())
+		}
 		select {
 		case <-task.Done():
 		default:
