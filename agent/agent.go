@@ -60,6 +60,7 @@ type Agent struct {
 	tasks      *shim.Shim
 	containers *container.Manager
 	reserve    *state.Reserve
+	armor      container.AppArmor
 	remap      *model.IDMap // nil without --userns-remap
 }
 
@@ -198,6 +199,7 @@ func (a *Agent) openNetworks(ctx context.Context) (err error) {
 
 func (a *Agent) openContainers(ctx context.Context) (err error) {
 	c := a.c
+	a.armor = thisHost().setUp(ctx, c.ExecRoot, a.log)
 	a.tasks, err = shim.New(shim.Options{Root: filepath.Join(c.ExecRoot, "tasks"), CgroupParent: c.CgroupParent, Log: a.log})
 	if err != nil {
 		return err
@@ -207,7 +209,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: logs.Read, Publish: a.events.Publish,
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
-			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: a.remap, AppArmor: appArmor(),
+			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: a.remap, AppArmor: a.armor,
 			DNS: model.DNSConfig{Servers: c.DNS, Options: c.DNSOpts, Search: c.DNSSearch},
 		},
 		Log: a.log, Reserve: a.reserve,

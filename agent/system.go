@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/api"
-	"machine/agent/container"
 )
 
 // What this build is; set by the linker.
@@ -63,10 +62,13 @@ func (a *Agent) Info(ctx context.Context) *system.Info {
 
 func (a *Agent) securityOptions() []string {
 	out := []string{"name=seccomp,profile=builtin"}
+	if a.armor.Default {
+		out = append([]string{"name=apparmor"}, out...)
+	}
 	if a.cgroupV2 {
 		out = append(out, "name=cgroupns")
 	}
-	if a.c.UsernsRemap != "" {
+	if a.remap != nil {
 		out = append(out, "name=userns")
 	}
 	if a.c.NoNewPrivileges {
@@ -171,14 +173,4 @@ func fsName(path string) string {
 		return n
 	}
 	return "<unknown>"
-}
-
-// appArmor looks at what the kernel has of AppArmor.
-func appArmor() container.AppArmor {
-	on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	list, _ := os.ReadFile("/sys/kernel/security/apparmor/profiles")
-	return container.AppArmor{
-		Kernel:  strings.HasPrefix(string(on), "Y"),
-		Default: bytes.Contains(list, []byte("docker-default ")),
-	}
 }

@@ -210,7 +210,7 @@ func (e *execState) process(r *Record) model.Process {
 		p.Cwd = e.req.WorkingDir
 	}
 	if e.req.Privileged {
-		p.Caps, p.NoSeccomp, p.AppArmorProfile = allCaps, true, ""
+		p.Caps, p.NoSeccomp, p.AppArmorProfile = allCaps, true, "unconfined"
 	}
 	return p
 }

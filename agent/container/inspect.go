@@ -34,7 +34,11 @@ func (m *Manager) Inspect(ctx context.Context, ref string, size bool) (*containe
 	if r.HostConfig.LogConfig.Type != "json-file" {
 		out.LogPath = ""
 	}
-	if r.HostConfig.Privileged {
+	sec, err := parseSecurity(r.HostConfig, m.o.Defaults)
+	if err == nil {
+		out.AppArmorProfile = appArmor(r.HostConfig, sec, m.o.Defaults.AppArmor)
+	}
+	if out.AppArmorProfile == "" && (r.HostConfig.Privileged || m.o.Defaults.AppArmor.Kernel) {
 		out.AppArmorProfile = "unconfined"
 	}
 	if gd, err := m.o.Layers.GraphDriver(r.ID); err == nil {

@@ -248,9 +248,9 @@ func ReadAll(fd int) ([]byte, error) {
 }
 
 // Exec joins the container whose init pidfd holds and has a new process of it
-// run the program. joined says that the namespaces were joined already (which
-// a user namespace forces to be done before this binary was started). It does
-// not return.
+// run the program. joined says that the others than those of mounts and
+// processes were joined already (which a user namespace forces to be done before
+// this binary was started). It does not return.
 //
 // Until its last step this process stays outside the container's PID
 // namespace: nothing in there can see it, trace it or look into its /proc,
@@ -311,23 +311,18 @@ func execStage(p *wire.Process, status, pidfd, self int, joined bool) (int, erro
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return 0, wire.Fail("become undumpable", err)
 	}
-	if !joined {
-		if err := hostProc(p); err != nil {
-			return 0, err
-		}
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return 0, wire.Fail("unshare", err)
-		}
-		const all = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
-		if err := unix.Setns(pidfd, all); err != nil {
-			return 0, wire.Fail("join the container", err)
-		}
+	if err := hostProc(p); err != nil {
+		return 0, err
 	}
-	if joined {
-		// Not before: threads are not born across PID namespaces.
-		if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
-			return 0, wire.Fail("join the container", err)
-		}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return 0, wire.Fail("unshare", err)
+	}
+	join := unix.CLONE_NEWNS | unix.CLONE_NEWPID // not before: threads are not born across PID namespaces
+	if !joined {
+		join |= unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+	}
+	if err := unix.Setns(pidfd, join); err != nil {
+		return 0, wire.Fail("join the container", err)
 	}
 	unix.Close(pidfd)
 	if p.TTY {

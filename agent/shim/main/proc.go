@@ -45,9 +45,7 @@ func (s *shim) create(body []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	if p.Process.UserNS { // it may not write there itself
-		_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.Process.OOMScoreAdj))
-	}
+	forUserNS(pid, &p.Process)
 	pr := &proc{pid: pid, pidfd: pidfd, status: status, state: wire.StateCreated}
 	kind, text, fds, err := readStatus(status)
 	if err == nil && kind == stage.Error {
@@ -187,6 +185,22 @@ func start(c *fork.Child, ns []fork.NS) (pid, pidfd int, err error) {
 	}()
 	<-done
 	return pid, pidfd, err
+}
+
+// forUserNS does for a stage what its user namespace's root has no right to:
+// its own score, and limits above those that we have.
+func forUserNS(pid int, p *wire.Process) {
+	if !p.UserNS {
+		return
+	}
+	_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.OOMScoreAdj))
+	for _, r := range p.Rlimits {
+		var now unix.Rlimit
+		if unix.Prlimit(pid, int(r.Resource), nil, &now) == nil && r.Hard > now.Max {
+			now.Max = r.Hard
+			_ = unix.Prlimit(pid, int(r.Resource), &now, nil)
+		}
+	}
 }
 
 // memfile puts b into a sealed memory file.
@@ -424,7 +438,7 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 	joined := "0"
 	if p.UserNS {
 		joined, c.BecomeRoot = "1", true
-		c.Join = []fork.NS{{FD: init.pidfd, Flags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS |
+		c.Join = []fork.NS{{FD: init.pidfd, Flags: unix.CLONE_NEWUSER |
 			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP}}
 	}
 	c.Argv = []string{"exec", itoa(pair[1]), itoa(order), itoa(init.pidfd), itoa(s.self), joined}
@@ -433,9 +447,7 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 		unix.Close(pair[0])
 		return nil, err
 	}
-	if p.UserNS { // it cannot see the host's /proc to do this itself
-		_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.OOMScoreAdj))
-	}
+	forUserNS(pid, p)
 	unix.SetNonblock(pair[0], true)
 	return &proc{id: m.Proc, pid: pid, pidfd: pidfd, status: pair[0], state: wire.StateRunning}, nil
 }

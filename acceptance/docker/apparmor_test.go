@@ -1,0 +1,44 @@
+//go:build apparmor
+
+package docker
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestAppArmor needs a kernel that enforces AppArmor, and apparmor_parser. It
+// is for such hosts only: go test -tags apparmor.
+func TestAppArmor(t *testing.T) {
+	e := start(t)
+	contains(t, "info", e.Run("info", "-f", "{{.SecurityOptions}}"), "name=apparmor")
+	profile := []string{"cat", "/proc/self/attr/current"}
+	confined := "docker-default (enforce)"
+	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+	for _, when := range []string{"first start", "second start", "after a restart of the agent"} { // S13
+		equal(t, when, e.Run(append([]string{"exec", "box"}, profile...)...), confined)
+		out, err := e.HostRun("cat", "/proc/"+pidOf(e, "box")+"/attr/current")
+		if err != nil {
+			t.Fatal(out, err)
+		}
+		equal(t, when+", init", out, confined)
+		equal(t, when+", inspect", e.Run("inspect", "-f", "{{.AppArmorProfile}}", "box"), "docker-default")
+		if when == "first start" {
+			e.Run("restart", "-t", "0", "box")
+		} else {
+			e.Restart()
+		}
+	}
+	for _, opts := range [][]string{{"--privileged"}, {"--security-opt", "apparmor=unconfined"}} {
+		got := e.Run(append(append(append([]string{"run", "--rm"}, opts...), "busybox"), profile...)...)
+		equal(t, strings.Join(opts, " "), got, "unconfined")
+	}
+	equal(t, "exec --privileged", e.Run(append([]string{"exec", "--privileged", "box"}, profile...)...), "unconfined")
+	if r := e.Try("run", "--rm", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "busybox", "mount", "-t", "tmpfs", "tmpfs", "/tmp"); r.Code == 0 {
+		t.Error("a confined container mounted something")
+	}
+	if e.Try("run", "--rm", "--security-opt", "apparmor=nonesuch", "busybox", "true").Code == 0 {
+		t.Error("an unknown profile was taken")
+	}
+	e.Audit()
+}
