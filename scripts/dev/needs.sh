@@ -14,6 +14,7 @@ want zstd zstd
 want xz xz-utils
 want unshare util-linux
 want pgrep procps
+want tmux tmux
 want mkfs.ext4 e2fsprogs
 want iptables iptables
 want docker docker-cli
