@@ -18,7 +18,7 @@ import (
 
 // A host is an engine under test, spoken to without a client in between.
 type host struct {
-	b        *testing.B
+	b        testing.TB
 	e        *engine.Engine
 	registry string
 	at       string // what is being tried
@@ -26,7 +26,7 @@ type host struct {
 	broken   string // the last round that failed
 }
 
-func newHost(b *testing.B) *host {
+func newHost(b testing.TB) *host {
 	e := engine.New(b)
 	e.Busybox()
 	e.Run("network", "create", "side")

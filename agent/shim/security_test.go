@@ -271,8 +271,9 @@ func TestS9Redirects(t *testing.T) {
 	if out, _, _ := b.run(bu); out != "host77\n" {
 		t.Errorf("got %q", out)
 	}
-	must(t, unix.Mount(fake, "/proc/sys/kernel/shmmni", "", unix.MS_BIND, ""))
-	defer unix.Unmount("/proc/sys/kernel/shmmni", unix.MNT_DETACH)
+	// Over the folder: the file itself is another in each IPC namespace.
+	must(t, unix.Mount(vol, "/proc/sys/kernel", "", unix.MS_BIND, ""))
+	defer unix.Unmount("/proc/sys/kernel", unix.MNT_DETACH)
 	bu = b.bundle("cat", "/proc/sys/kernel/shmmni")
 	bu.Spec.Linux.Sysctl = map[string]string{"kernel.shmmni": "78"}
 	if out, _, _ := b.run(bu); out != "78\n" {
@@ -324,7 +325,7 @@ func TestS10LinksOut(t *testing.T) {
 func TestS11ReleaseAgent(t *testing.T) {
 	b := newBench(t)
 	got := b.sh(`unshare -UrmC true 2>/dev/null || echo no; unshare -m true 2>/dev/null || echo no; mkdir /tmp/c; mount -t cgroup -o memory c /tmp/c 2>/dev/null || echo no;
-for f in $(ls -d /sys/fs/cgroup/*/release_agent /sys/fs/cgroup/*/notify_on_release /sys/fs/cgroup/*/tasks 2>/dev/null); do (echo x > $f) 2>/dev/null && echo WROTE $f; done; echo end`)
+for f in $(ls -d /sys/fs/cgroup/*/release_agent /sys/fs/cgroup/*/notify_on_release /sys/fs/cgroup/*/tasks 2>/dev/null); do (echo 0 > $f) 2>/dev/null && echo WROTE $f; done; echo end`)
 	if got != "no\nno\nno\nend" {
 		t.Errorf("got %q", got)
 	}

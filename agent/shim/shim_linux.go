@@ -242,6 +242,7 @@ func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
 		s.log.Warn("lost container's cgroup stays", "container", id, "err", derr)
 	}
 	cleanFiles(dir)
+	_ = os.Remove(dir) // nobody comes back to it: the container is booked as ended
 	return nil, fault.NotFound.Errorf("task %s: its shim is gone and left no exit record: %w", id, err)
 }
 

@@ -7,6 +7,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -155,10 +156,27 @@ func (s *Store[T]) Put(id string, v T) error {
 		err = WriteFile(name, b, 0o600)
 	}
 	if err != nil {
+		s.restore(id, name)
 		return fmt.Errorf("save record %s: %w", id, err)
 	}
 	s.recs[id] = v
 	return nil
+}
+
+// restore has the disk say what memory says after a failed write: when the
+// folder could not be synced, the new record is there under its name already.
+// On a disk that fails it does what it can.
+func (s *Store[T]) restore(id, name string) {
+	old, exists := s.recs[id]
+	if !exists {
+		os.Remove(name)
+		return
+	}
+	if b, err := json.Marshal(old); err == nil {
+		if have, err := os.ReadFile(name); err != nil || !bytes.Equal(have, b) {
+			_ = replace(name, b, 0o600)
+		}
+	}
 }
 
 // Get returns the record of id.
@@ -192,10 +210,23 @@ func (s *Store[T]) All() map[string]T {
 }
 
 // WriteFile writes a file so that after a crash it is the old one or the new
-// one, whole: temporary file, fsync, rename, fsync of the folder.
+// one, whole: temporary file, fsync, rename, fsync of the folder. After an
+// error of the last step the new one may be there.
 func WriteFile(name string, b []byte, perm os.FileMode) (err error) {
-	dir := filepath.Dir(name)
-	f, err := os.CreateTemp(dir, ".tmp-*")
+	if err := replace(name, b, perm); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// replace is WriteFile without the last step.
+func replace(name string, b []byte, perm os.FileMode) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
 	if err != nil {
 		return err
 	}
@@ -217,13 +248,5 @@ func WriteFile(name string, b []byte, perm os.FileMode) (err error) {
 	if err = f.Close(); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return os.Rename(f.Name(), name)
 }
