@@ -2,6 +2,7 @@ package docker
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -46,6 +47,19 @@ func TestF37Reboot(t *testing.T) {
 	e.Run("run", "-d", "--name", "always", "--restart", "always", "busybox", "sleep", "1000")
 	e.Run("run", "-d", "--name", "stopped", "--restart", "unless-stopped", "busybox", "sleep", "1000")
 	e.Run("stop", "-t", "0", "stopped")
+	// What others have made looks like ours, and is not.
+	foreign := "ip netns add other; ip link add vethother type veth peer name vethpeer; ip link add docker9 type bridge; nft add table ip other; nft add chain ip other c; mkdir -p " + filepath.Join(e.Dir, "foreign") + "; mount -t tmpfs tmpfs " + filepath.Join(e.Dir, "foreign") + "; umask 077; mkdir /run/docker-other"
+	if out, err := e.HostRun("sh", "-ec", foreign); err != nil {
+		t.Fatalf("%s, %v", out, err)
+	}
+	look := func() string {
+		out, err := e.HostRun("sh", "-ec", "ip netns list; ip -o link | grep -c -e vethother -e vethpeer -e docker9; nft list table ip other; grep -c "+filepath.Join(e.Dir, "foreign")+" /proc/self/mounts; ls -d /run/docker-other")
+		if err != nil {
+			t.Errorf("what others made: %s, %v", out, err)
+		}
+		return out
+	}
+	before := look()
 	e.Kill()
 	e.HostRun("sh", "-c", "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done")
 	e.Start()
@@ -53,6 +67,8 @@ func TestF37Reboot(t *testing.T) {
 	e.Eventually("always is up", func() bool { return e.Run("inspect", "-f", "{{.State.Running}}", "always") == "true" })
 	equal(t, "stopped", e.Run("inspect", "-f", "{{.State.Running}}", "stopped"), "false")
 	e.Run("start", "plain")
+	equal(t, "what others made", look(), before)
+	e.HostRun("sh", "-c", "umount "+filepath.Join(e.Dir, "foreign")+"; ip link del vethother; ip link del docker9; ip netns del other")
 	e.Audit()
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -76,7 +77,7 @@ func TestF43ExecStorm(t *testing.T) {
 	id := e.Run("run", "-d", "--name", "storm", "busybox", "sleep", "1000")
 	storm := func(n int) {
 		var wg sync.WaitGroup
-		for range 20 {
+		for range 200 {
 			wg.Go(func() {
 				for range n {
 					if err := execOnce(e, id); err != nil {
@@ -95,7 +96,7 @@ func TestF43ExecStorm(t *testing.T) {
 		return atoi(t, out)
 	}
 	shimFDs := open()
-	storm(10)
+	storm(3)
 	settles(e, fds, goroutines, 5)
 	e.Eventually("the shim's files are given back", func() bool { return open() <= shimFDs+5 })
 	zombies(e, "after the storm")
@@ -189,6 +190,58 @@ func TestF45Slowloris(t *testing.T) {
 			break
 		}
 	}
+	for _, c := range conns {
+		c.Close()
+	}
+	settles(e, fds, goroutines, 5)
+	e.Audit()
+}
+
+// TestF45IdleClients: a thousand clients that are connected and silent cost
+// little, and slow down nobody.
+func TestF45IdleClients(t *testing.T) {
+	e := start(t)
+	fds, goroutines := counts(e)
+	before := rss(t, e.AgentPid())
+	var conns []net.Conn
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	const n = 1000
+	for i := range n {
+		text := ""
+		if i%2 == 0 { // has asked once, and keeps its connection
+			text = "GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"
+		}
+		c, err := send(e, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+		if text != "" {
+			if _, err := io.ReadFull(c, make([]byte, 12)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if each := (rss(t, e.AgentPid()) - before) / n; each > 40<<10 {
+		t.Errorf("an idle client costs %d KiB", each>>10)
+	}
+	var took []time.Duration
+	for range 300 {
+		began := time.Now()
+		if code, _, err := call(e, "GET", "/containers/json?all=1", ""); code != 200 {
+			t.Fatalf("list: %d, %v", code, err)
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	if p99 := took[len(took)*99/100]; p99 > 250*time.Millisecond { // 50 on a computer that does nothing else
+		t.Errorf("a hundredth of the answers took longer than %v", p99)
+	}
+	t.Logf("median %v, p99 %v", took[len(took)/2], took[len(took)*99/100])
 	for _, c := range conns {
 		c.Close()
 	}

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -160,5 +161,58 @@ func TestBadPools(t *testing.T) {
 		if err := CheckPools([]Pool{p}); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%v: got %v", p, err)
 		}
+	}
+}
+
+// TestF50TenThousand: ten thousand claims and frees on a /24, with crashes in
+// between after which a new pool learns only of the addresses that are in use:
+// none is given twice, none is lost.
+func TestF50TenThousand(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(50, 50))
+	now := time.Unix(1000, 0)
+	prefix := pfx("10.9.8.0/24")
+	fresh := func() *Subnet { return NewSubnet(prefix, netip.Prefix{}, func() time.Time { return now }) }
+	s, held := fresh(), map[netip.Addr]bool{}
+	for given := 0; given < 10_000; {
+		now = now.Add(time.Duration(rnd.IntN(300)) * time.Millisecond)
+		switch {
+		case rnd.IntN(500) == 0: // a crash
+			s = fresh()
+			for a := range held {
+				if err := s.Claim(a); err != nil {
+					t.Fatalf("%s after a crash: %v", a, err)
+				}
+			}
+		case len(held) < 254 && (len(held) == 0 || rnd.IntN(100) < 53):
+			a, err := s.Next()
+			if err != nil {
+				t.Fatalf("with %d held: %v", len(held), err)
+			}
+			if held[a] || !prefix.Contains(a) || a == prefix.Addr() || a == netip.MustParseAddr("10.9.8.255") {
+				t.Fatalf("%s was given, of %d held", a, len(held))
+			}
+			held[a] = true
+			given++
+		default:
+			for a := range held {
+				s.Free(a)
+				delete(held, a)
+				break
+			}
+		}
+		if s.InUse() != len(held) {
+			t.Fatalf("%d in use, %d held", s.InUse(), len(held))
+		}
+	}
+	for a := range held {
+		s.Free(a)
+	}
+	for range 254 {
+		if _, err := s.Next(); err != nil {
+			t.Fatalf("an address was lost: %v", err)
+		}
+	}
+	if a, err := s.Next(); err == nil {
+		t.Errorf("one too many: %s", a)
 	}
 }
