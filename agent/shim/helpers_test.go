@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,7 +62,10 @@ type bench struct {
 
 const testParent = "machine-test"
 
-var counter atomic.Int64
+var (
+	counter atomic.Int64
+	theRun  = rand.Uint32()
+)
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
@@ -164,7 +168,8 @@ func defaultMounts() []specs.Mount {
 // bundle is a container as Docker would have it.
 func (b *bench) bundle(args ...string) *model.Bundle {
 	b.t.Helper()
-	id := fmt.Sprintf("t%d-%d", os.Getpid(), counter.Add(1))
+	// Cgroups are the computer's: those of another run must not be hit.
+	id := fmt.Sprintf("t%08x-%d", theRun, counter.Add(1))
 	dir := filepath.Join(b.dir, id)
 	for _, d := range []string{"upper", "work"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -324,6 +329,7 @@ func childMain() int {
 			fmt.Println("dial:", err)
 			return 1
 		}
+		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}) // a shim that talks to us waits for our word
 		if n, err := unix.Read(fd, make([]byte, 1)); n != 0 {
 			fmt.Println("read:", n, err)
 			return 1
