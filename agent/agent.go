@@ -319,7 +319,11 @@ func lockRoot(c *Config) (func(), error) {
 		return nil, fmt.Errorf("data root %s is in use by another engine", c.DataRoot)
 	}
 	if c.PidFile != "" {
-		if err := os.WriteFile(c.PidFile, fmt.Appendf(nil, "%d", os.Getpid()), 0o644); err != nil {
+		err := os.MkdirAll(filepath.Dir(c.PidFile), 0o755) // an image may have no /var/run
+		if err == nil {
+			err = os.WriteFile(c.PidFile, fmt.Appendf(nil, "%d", os.Getpid()), 0o644)
+		}
+		if err != nil {
 			f.Close()
 			return nil, fmt.Errorf("pid file: %w", err)
 		}

@@ -38,6 +38,10 @@ func TestAppArmor(t *testing.T) {
 	if r := e.Try("run", "--rm", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined", "busybox", "mount", "-t", "tmpfs", "tmpfs", "/tmp"); r.Code == 0 {
 		t.Error("a confined container mounted something")
 	}
+	sysctl := []string{"busybox", "sh", "-c", "echo 1 >/proc/sys/vm/drop_caches"}
+	open := []string{"run", "--rm", "--security-opt", "systempaths=unconfined"}
+	contains(t, "a host's setting", e.Try(append(open, sysctl...)...).Err, "Permission denied")
+	e.Run(append(append(open, "--security-opt", "apparmor=unconfined"), sysctl...)...)
 	if e.Try("run", "--rm", "--security-opt", "apparmor=nonesuch", "busybox", "true").Code == 0 {
 		t.Error("an unknown profile was taken")
 	}

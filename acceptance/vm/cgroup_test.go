@@ -3,6 +3,7 @@ package vm
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -73,7 +74,7 @@ func TestResources(t *testing.T) {
 	e := start(t)
 	dev, number := disk(t)
 	e.Run("run", "-d", "--name", "box", "-m", "64m", "--memory-swap", "96m", "--memory-reservation", "32m", "--cpus", "0.5",
-		"--cpu-shares", "512", "--cpuset-cpus", "0", "--cpuset-mems", "0", "--pids-limit", "50", "--blkio-weight", "300",
+		"--cpu-shares", "512", "--cpuset-cpus", "0", "--cpuset-mems", "0", "--pids-limit", "50", "--blkio-weight", "300", "--blkio-weight-device", dev+":400",
 		"--device-read-bps", dev+":1mb", "--device-write-bps", dev+":2mb", "--device-read-iops", dev+":100", "--device-write-iops", dev+":200",
 		"busybox", "sleep", "1000")
 	dir := group(t, e, "box")
@@ -86,7 +87,7 @@ func TestResources(t *testing.T) {
 	}
 	weight, _ := os.ReadFile(filepath.Join(dir, "io.bfq.weight"))
 	if len(weight) > 0 {
-		equal(t, "io.bfq.weight", strings.TrimSpace(string(weight)), "default 300")
+		equal(t, "io.bfq.weight", strings.TrimSpace(string(weight)), "default 300\n"+number+" 400")
 	} else {
 		equal(t, "io.weight", file(t, dir, "io.weight"), "default 2930")
 	}
@@ -295,6 +296,40 @@ func TestNestedCgroups(t *testing.T) {
 	e.Run("unpause", "box")
 	dir := group(t, e, "box")
 	e.Run("rm", "-f", "box")
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the cgroup is still there")
+	}
+	e.Audit()
+}
+
+// An engine in a container: its cgroup namespace's root has processes, and its
+// containers have limits all the same.
+func TestEngineInContainer(t *testing.T) {
+	e := start(t)
+	client, err := exec.LookPath("docker")
+	if err != nil {
+		t.Skip(err)
+	}
+	e.Run("run", "-d", "--name", "outer", "--privileged", "-v", engine.Binary(t, "agent")+":/agent:ro", "-v", client+":/bin/docker:ro",
+		"-v", filepath.Join(e.Dir, "busybox.tar")+":/busybox.tar:ro", "-v", "/data", "-v", "/run", "busybox",
+		"/agent", "--host", "unix:///run/engine.sock", "--data-root", "/data", "--exec-root", "/run/engine", "--config-file", "/dev/null")
+	inner := func(args ...string) string {
+		return e.Run(append([]string{"exec", "outer", "docker", "-H", "unix:///run/engine.sock"}, args...)...)
+	}
+	defer func() {
+		if t.Failed() {
+			t.Log(e.Try("logs", "outer"))
+		}
+	}()
+	e.Eventually("the inner engine answers", func() bool {
+		return e.Try("exec", "outer", "docker", "-H", "unix:///run/engine.sock", "version").Code == 0
+	})
+	inner("import", "--change", "ENV PATH=/bin", "/busybox.tar", "busybox")
+	equal(t, "limits inside", inner("run", "--rm", "-m", "64m", "--pids-limit", "50", "busybox", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"), "67108864\n50")
+	inner("run", "-d", "--name", "box", "busybox", "sleep", "1000")
+	equal(t, "exec inside", inner("exec", "box", "cat", "/proc/self/cgroup"), "0::/")
+	dir := group(t, e, "outer")
+	e.Run("rm", "-f", "-v", "outer")
 	if _, err := os.Stat(dir); err == nil {
 		t.Error("the cgroup is still there")
 	}

@@ -132,7 +132,7 @@ mkdir -p "$tree/bin"
 cp bin/agent "$tree/bin"
 [ ! -e bin/machine ] || cp bin/machine "$tree/bin"
 cp "$(command -v docker)" "$work/disk/bin/docker"
-for p in agent/shim/main agent/shim/testdata/probe acceptance/docker/testdata/probe; do
+for p in agent/shim/main $(git ls-files '*/testdata/*/main.go' | sed 's|/main.go||'); do
 	go build -trimpath -ldflags '-s -w' -o "$work/disk/built/$(echo $p | tr / _)" ./$p
 done
 cp -r "$(go list -m -f '{{.Dir}}' github.com/moby/moby/api)" "$work/disk/built/api"

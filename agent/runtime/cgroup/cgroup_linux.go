@@ -225,10 +225,45 @@ func (g *Group) createV2() error {
 				add = append(add, "+"+c)
 			}
 		}
+		if i == 0 && len(add) > 0 {
+			if err := g.host.vacate(); err != nil {
+				return err
+			}
+		}
 		for _, c := range add { // one by one: one that fails spoils no other
 			_ = write(at, "cgroup.subtree_control", c)
 		}
 		at = filepath.Join(at, parts[i])
+	}
+	return nil
+}
+
+// vacate moves the processes out of the root, into a group "init" below it: a
+// group with processes cannot hand memory and io down (cgroups(7), "no internal
+// processes"). Only the computer's own root may do both; that of a cgroup
+// namespace, which an engine in a container has, may not. It must be done
+// before any controller is handed down, for the rest is refused afterwards.
+func (h *Host) vacate() error {
+	if _, err := os.Stat(h.root + "/cgroup.type"); err != nil {
+		return nil // the computer's own
+	}
+	dir := filepath.Join(h.root, "init")
+	for range 10 { // they may fork meanwhile
+		pids := strings.Fields(read(h.root, "cgroup.procs"))
+		if len(pids) == 0 {
+			return nil
+		}
+		if err := mkdir(dir); err != nil {
+			return fault.Internal.Errorf("make cgroup %s: %w", dir, err)
+		}
+		for _, pid := range pids {
+			if pid == "0" { // one of another PID namespace: nobody's to move
+				continue
+			}
+			if err := write(dir, "cgroup.procs", pid); err != nil && err != unix.ESRCH {
+				return fault.Unavailable.Errorf("cgroup: process %s of %s cannot be moved to %s: %w", pid, h.root, dir, err)
+			}
+		}
 	}
 	return nil
 }

@@ -279,7 +279,9 @@ func (s *setter) memoryV2(m *specs.LinuxMemory) {
 		if swap > 0 && m.Limit != nil {
 			swap = max(swap-*m.Limit, 0) // v1's figure is the sum
 		}
-		s.put("", "memory.swap.max", orMax(swap))
+		if _, err := os.Stat(s.g.dir("") + "/memory.swap.max"); err == nil { // else no swap is accounted for, nor to be limited
+			s.put("", "memory.swap.max", orMax(swap))
+		}
 	}
 	if m.Limit != nil && *m.Limit != 0 {
 		s.put("", "memory.max", orMax(*m.Limit))
@@ -310,12 +312,18 @@ func (s *setter) bandwidthV2(c *specs.LinuxCPU) {
 }
 
 func (s *setter) ioV2(b *specs.LinuxBlockIO) {
-	if b.Weight != nil && *b.Weight != 0 {
-		if _, err := os.Stat(s.g.dir("") + "/io.bfq.weight"); err == nil {
-			s.put("", "io.bfq.weight", strconv.Itoa(int(*b.Weight)))
-		} else {
-			w := 1 + (uint64(*b.Weight)-10)*9999/990
-			s.put("", "io.weight", strconv.FormatUint(w, 10))
+	_, err := os.Stat(s.g.dir("") + "/io.bfq.weight")
+	bfq := err == nil
+	switch {
+	case b.Weight == nil || *b.Weight == 0:
+	case bfq:
+		s.put("", "io.bfq.weight", strconv.Itoa(int(*b.Weight)))
+	default:
+		s.put("", "io.weight", strconv.FormatUint(1+(uint64(*b.Weight)-10)*9999/990, 10))
+	}
+	for _, d := range b.WeightDevice { // io.weight takes none before somebody sets up iocost for the device
+		if bfq && d.Weight != nil && *d.Weight != 0 {
+			s.put("", "io.bfq.weight", fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight))
 		}
 	}
 	for key, list := range map[string][]specs.LinuxThrottleDevice{
