@@ -47,3 +47,27 @@ func TestAppArmor(t *testing.T) {
 	}
 	e.Audit()
 }
+
+// In a user namespace, too, and the programs that are run there later.
+func TestAppArmorRemapped(t *testing.T) {
+	if on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled"); !strings.HasPrefix(string(on), "Y") {
+		t.Skip("the kernel has no AppArmor")
+	}
+	e := start(t, "--userns-remap", "default")
+	e.Run("run", "-d", "--name", "box", "--ulimit", "nofile=524288:1048576", "--oom-score-adj", "100", "busybox", "sleep", "1000")
+	pid := e.Run("inspect", "-f", "{{.State.Pid}}", "box")
+	for what, want := range map[string]string{"attr/current": "docker-default (enforce)", "oom_score_adj": "100"} {
+		out, err := e.HostRun("cat", "/proc/"+pid+"/"+what)
+		if err != nil {
+			t.Fatal(out, err)
+		}
+		equal(t, what, out, want)
+		equal(t, what+" of an exec", e.Run("exec", "box", "cat", "/proc/self/"+what), want)
+	}
+	limits := "ulimit -Sn; ulimit -Hn"
+	equal(t, "limits", e.Run("exec", "box", "sh", "-c", limits), "524288\n1048576")
+	if m := e.Run("exec", "box", "cat", "/proc/self/uid_map"); strings.Contains(m, "4294967295") {
+		t.Errorf("it runs in the host's user namespace: %s", m)
+	}
+	e.Audit()
+}

@@ -45,7 +45,7 @@ func (s *shim) create(body []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	forUserNS(pid, &p.Process)
+	score(pid, &p.Process)
 	pr := &proc{pid: pid, pidfd: pidfd, status: status, state: wire.StateCreated}
 	kind, text, fds, err := readStatus(status)
 	if err == nil && kind == stage.Error {
@@ -130,6 +130,7 @@ func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 		c.Join, c.BecomeRoot, onThread = joins, true, nil
 		c.Flags, c.Inner = 0, c.Flags
 	}
+	raise(&p.Process)
 	pid, pidfd, err = start(&c, onThread)
 	if err != nil {
 		unix.Close(pair[0])
@@ -187,18 +188,25 @@ func start(c *fork.Child, ns []fork.NS) (pid, pidfd int, err error) {
 	return pid, pidfd, err
 }
 
-// forUserNS does for a stage what its user namespace's root has no right to:
-// its own score, and limits above those that we have.
-func forUserNS(pid int, p *wire.Process) {
+// score sets a stage's oom_score_adj where its user namespace's root has no right
+// to.
+func score(pid int, p *wire.Process) {
+	if p.UserNS {
+		_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.OOMScoreAdj))
+	}
+}
+
+// raise lets the stages of a user namespace have the limits that they are to
+// set: they inherit ours, and have no right to more.
+func raise(p *wire.Process) {
 	if !p.UserNS {
 		return
 	}
-	_ = stage.WriteFile("/proc/"+itoa(pid)+"/oom_score_adj", itoa(p.OOMScoreAdj))
 	for _, r := range p.Rlimits {
 		var now unix.Rlimit
-		if unix.Prlimit(pid, int(r.Resource), nil, &now) == nil && r.Hard > now.Max {
+		if unix.Prlimit(0, int(r.Resource), nil, &now) == nil && r.Hard > now.Max {
 			now.Max = r.Hard
-			_ = unix.Prlimit(pid, int(r.Resource), &now, nil)
+			_ = unix.Prlimit(0, int(r.Resource), &now, nil)
 		}
 	}
 }
@@ -442,12 +450,13 @@ func (s *shim) forkExec(m *wire.Message, p *wire.Process, fds []int) (*proc, err
 			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP}}
 	}
 	c.Argv = []string{"exec", itoa(pair[1]), itoa(order), itoa(init.pidfd), itoa(s.self), joined}
+	raise(p)
 	pid, pidfd, err := c.Start()
 	if err != nil {
 		unix.Close(pair[0])
 		return nil, err
 	}
-	forUserNS(pid, p)
+	score(pid, p)
 	unix.SetNonblock(pair[0], true)
 	return &proc{id: m.Proc, pid: pid, pidfd: pidfd, status: pair[0], state: wire.StateRunning}, nil
 }
