@@ -69,7 +69,7 @@ func TestLargeOrders(t *testing.T) {
 	must(t, os.MkdirAll(vol, 0o755))
 	big := "BIG=" + strings.Repeat("x", 100000)
 	more := "MORE=" + strings.Repeat("y", 100000)
-	bu := b.bundle("sh", "-c", `echo ${#BIG} ${#MORE}; grep -c " /v" /proc/self/mountinfo; sleep 1000`)
+	bu := b.bundle("sh", "-c", `echo ${#BIG} ${#MORE}; grep -c " /v" /proc/self/mountinfo; touch /done; sleep 1000`)
 	bu.Process.Env = append(bu.Process.Env, big, more)
 	for i := range 300 {
 		bu.Spec.Mounts = append(bu.Spec.Mounts, bind(vol, fmt.Sprintf("/v%d", i)))
@@ -84,7 +84,7 @@ func TestLargeOrders(t *testing.T) {
 	if out != "100000 100000\n" {
 		t.Errorf("exec: got %q", out)
 	}
-	time.Sleep(50 * time.Millisecond)
+	execIn(t, k, model.Process{Args: []string{"sh", "-c", "until [ -e /done ]; do sleep 0.01; done"}})
 	must(t, k.Kill(unix.SIGKILL))
 	await(t, k)
 	if out, _ := wait(); out != "100000 100000\n300\n" {
@@ -161,7 +161,7 @@ func TestUsers(t *testing.T) {
 
 func TestUserNamespace(t *testing.T) {
 	b := newBench(t)
-	bu := b.bundle("sh", "-c", "id -u; cat /proc/self/uid_map; touch /mine && stat -c %u /mine; echo x >/dev/null && echo null; ls -l /dev/null; sleep 1000")
+	bu := b.bundle("sh", "-c", "id -u; cat /proc/self/uid_map; touch /mine && stat -c %u /mine; echo x >/dev/null && echo null; ls -l /dev/null; touch /done; sleep 1000")
 	bu.Spec.Linux.Namespaces = append(bu.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 	bu.Spec.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 	bu.Spec.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
@@ -180,7 +180,7 @@ func TestUserNamespace(t *testing.T) {
 	if st.Code != 0 || !strings.HasPrefix(out, "0\n         0     100000      65536\n") {
 		t.Errorf("exec: got %q %q %d", out, errs, st.Code)
 	}
-	time.Sleep(50 * time.Millisecond)
+	execIn(t, k, model.Process{Args: []string{"sh", "-c", "until [ -e /done ]; do sleep 0.01; done"}, Caps: defaultCaps})
 	must(t, k.Kill(unix.SIGKILL))
 	await(t, k)
 	out, errs = wait()
