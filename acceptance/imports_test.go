@@ -42,7 +42,7 @@ func TestImports(t *testing.T) {
 }
 
 // engineWide are open to all engine packages.
-var engineWide = []string{"agent/fault", "agent/undo", "agent/model", "agent/oci"}
+var engineWide = []string{"agent/fault", "agent/undo", "agent/model", "agent/oci", "agent/sysfile"}
 
 func checkPackage(t *testing.T, pkg string, may []string) {
 	files, _ := filepath.Glob("../" + pkg + "/*.go")

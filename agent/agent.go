@@ -252,6 +252,7 @@ func (a *Agent) Handler() http.Handler {
 // Close lets go of everything; containers run on.
 func (a *Agent) Close() error {
 	a.containers.Close()
+	a.tasks.Close()
 	return errors.Join(a.networks.Close(), a.layers.Close())
 }
 

@@ -207,7 +207,7 @@ func pssOf(commands ...string) (sum float64, err error) {
 
 // ours is our engine.
 func ours(b *testing.B) *side {
-	e := engine.New(b)
+	e := engine.New(b, "--exec-root", "/run/engine") // in memory, as both have it on a real host
 	e.Busybox()
 	s := newSide(e.AgentSocket(), e.Dir)
 	s.memory = func() (own, holders float64, err error) {
@@ -255,8 +255,8 @@ func dockerd(b *testing.B, busyboxTar string) *side {
 	socket := filepath.Join(dir, "docker.sock")
 	// The shell stays process 1, to reap what the daemons leave.
 	script := fmt.Sprintf(`mount --make-rprivate / && ip link set lo up && mount -t tmpfs tmpfs /run && mkdir -p /run/lock
-%s -H unix://%s --data-root %s/data --exec-root %s/run --pidfile %s/pid --cgroup-parent /%s &
-wait`, program, socket, dir, dir, dir, filepath.Base(dir))
+%s -H unix://%s --data-root %s/data --exec-root /run/docker --pidfile %s/pid --cgroup-parent /%s &
+wait`, program, socket, dir, dir, filepath.Base(dir))
 	c := exec.Command("unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script)
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -43,10 +44,11 @@ func (c *Container) monitor(task model.Task, run *run) {
 	r := c.rec.Load()
 	ran := x.At.Sub(r.State.StartedAt)
 	restart := c.wantsRestart(r, x)
-	c.leaveNetworks(ctx, r)
-	failpoint.Hit("exit.networks")
+	var left sync.WaitGroup // addresses are free again while the disk is busy
+	left.Go(func() { c.leaveNetworks(ctx, r); failpoint.Hit("exit.networks") })
 	c.bookExit(x, restart)
 	failpoint.Hit("exit.booked")
+	left.Wait()
 	if x.OOMKilled {
 		c.event(events.ActionOOM)
 	}

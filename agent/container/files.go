@@ -11,36 +11,38 @@ import (
 
 	"machine/agent/fault"
 	"machine/agent/model"
+	"machine/agent/sysfile"
 )
 
 // makeFiles makes the files that are bind-mounted into the container, so that
 // its mounts can be set up while its addresses are still being claimed.
 func (m *Manager) makeFiles(r *Record) error {
-	for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
-		fd, err := os.OpenFile(filepath.Join(m.dir(r.ID), f), os.O_CREATE|os.O_WRONLY, 0o644)
-		if err != nil {
-			return fmt.Errorf("container %s: %w", r.Name, err)
-		}
-		err = fd.Chown(r.rootIDs())
-		fd.Close()
-		if err != nil {
-			return fmt.Errorf("container %s: %w", r.Name, err)
-		}
-	}
 	if err := os.MkdirAll(filepath.Dir(m.logPath(r)), 0o710); err != nil {
 		return fmt.Errorf("container %s: %w", r.Name, err)
 	}
-	return rewrite(filepath.Join(m.dir(r.ID), "hostname"), []byte(r.Config.Hostname+"\n"))
+	dir := m.dir(r.ID)
+	err := rewrite(filepath.Join(dir, "hostname"), []byte(r.Config.Hostname+"\n"))
+	for _, f := range []string{"hosts", "resolv.conf"} {
+		if err == nil {
+			err = sysfile.Touch(filepath.Join(dir, f), 0o644)
+		}
+	}
+	if uid, gid := r.rootIDs(); uid != 0 || gid != 0 {
+		for _, f := range []string{"hostname", "hosts", "resolv.conf"} {
+			if err == nil {
+				err = os.Chown(filepath.Join(dir, f), uid, gid)
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: %w", r.Name, err)
+	}
+	return nil
 }
 
 // rewrite replaces a file's content in place: its inode is bind-mounted in
 // the container and must stay.
-func rewrite(name string, b []byte) error {
-	if old, err := os.ReadFile(name); err == nil && bytes.Equal(old, b) {
-		return nil
-	}
-	return os.WriteFile(name, b, 0o644)
-}
+func rewrite(name string, b []byte) error { return sysfile.Rewrite(name, b, 0o644) }
 
 // writeNetFiles writes hosts and resolv.conf, once addresses are known.
 func (m *Manager) writeNetFiles(ctx context.Context, r *Record, eps map[string]*model.Endpoint) error {

@@ -7,7 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 	"machine/agent/runtime/wire"
+	"machine/agent/sysfile"
 )
 
 // meta is what a restarted agent must know of a task that neither the shim nor
@@ -34,12 +36,21 @@ func (m *meta) Code(c *wire.Codec) {
 	c.U32(&m.SeccompFlags)
 }
 
+func newMeta(b *model.Bundle, prog *wire.Program, cgroup string) *meta {
+	m := &meta{Cgroup: cgroup, LogPath: b.Log.Path, Compress: b.Log.Compress, TTY: b.Process.TTY, UserNS: prog.Process.UserNS,
+		AppArmor: prog.Process.AppArmor, Seccomp: prog.Process.Seccomp, SeccompFlags: prog.Process.SeccompFlags}
+	if b.Process.NoSeccomp && b.Spec != nil && b.Spec.Linux != nil {
+		m.Seccomp, m.SeccompFlags = nil, 0
+	}
+	return m
+}
+
 func (m *meta) save(dir string) error {
 	path := filepath.Join(dir, wire.MetaName)
-	if err := os.WriteFile(path+".tmp", wire.Marshal(m), 0o600); err != nil {
+	if err := sysfile.Write(path+".tmp", wire.Marshal(m), 0o600); err != nil {
 		return fault.Internal.Errorf("save the task's record: %w", err)
 	}
-	if err := os.Rename(path+".tmp", path); err != nil {
+	if err := unix.Rename(path+".tmp", path); err != nil {
 		return fault.Internal.Errorf("save the task's record: %w", err)
 	}
 	return nil

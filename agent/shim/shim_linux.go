@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,10 +36,11 @@ type Shim struct {
 	cgroups  *cgroup.Host
 	binary   *os.File
 	compiler runtime.Compiler
+	spare    spare
 }
 
 // New prepares the host: it finds the cgroups and loads the shim's binary. The
-// binary stays in memory until the process ends.
+// binary stays in memory until the process ends. The caller closes the Shim.
 func New(o Options) (*Shim, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -58,7 +58,18 @@ func New(o Options) (*Shim, error) {
 	if err != nil && fault.KindOf(err) != fault.Unavailable {
 		return nil, err
 	}
-	return &Shim{log: o.Log, parent: strings.Trim(o.CgroupParent, "/"), cgroups: host, binary: bin}, nil
+	s := &Shim{log: o.Log, parent: strings.Trim(o.CgroupParent, "/"), cgroups: host, binary: bin}
+	if bin != nil {
+		s.spare.refill(s.fork)
+	}
+	return s, nil
+}
+
+// Close ends the process that was started for the next container. Tasks go on.
+// Safe to repeat.
+func (s *Shim) Close() {
+	s.spare.close()
+	s.binary.Close() // nil does not mind
 }
 
 // Host tells what the host's cgroups can do.
@@ -79,44 +90,37 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(b.Dir, 0o700); err != nil {
-		return nil, fault.Internal.Errorf("make the task's directory: %w", err)
+	if err := makeDir(b.Dir); err != nil {
+		return nil, err
 	}
 	var u undo.Stack
 	defer u.Run(&err)
-	for _, name := range []string{wire.ExitName, wire.SocketName} {
-		if err := os.Remove(filepath.Join(b.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fault.Internal.Errorf("clean the task's directory: %w", err)
-		}
-	}
-	m := &meta{Cgroup: path, LogPath: b.Log.Path, Compress: b.Log.Compress, TTY: b.Process.TTY, UserNS: prog.Process.UserNS,
-		AppArmor: prog.Process.AppArmor, Seccomp: prog.Process.Seccomp, SeccompFlags: prog.Process.SeccompFlags}
-	if b.Process.NoSeccomp && b.Spec != nil && b.Spec.Linux != nil {
-		m.Seccomp, m.SeccompFlags = nil, 0
-	}
+	m := newMeta(b, prog, path)
 	u.Add(func() error { cleanFiles(b.Dir); return nil })
 	if err := m.save(b.Dir); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("shim.saved")
-	u.Add(func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return group.Delete(ctx)
-	})
+	grouped := make(chan error, 1)
+	go func() { grouped <- group.Create(resources(b)) }() // while the shim is made ready
+	u.Add(func() error { return deleteSoon(ctx, group) })
 	t := newTask(s, b.ID, b.Dir, m, group)
-	if err := s.spawn(t); err != nil {
+	files, err := s.connectNew(t)
+	groupErr := <-grouped
+	if err != nil {
 		return nil, err
 	}
+	defer closeAll(files)
+	defer s.spare.refill(s.fork)
 	u.Add(t.abort)
 	failpoint.Hit("shim.spawned")
 	go t.read()
-	// While the shim comes up.
-	if err := group.Create(resources(b)); err != nil {
-		return nil, err
+	if groupErr != nil {
+		return nil, groupErr
 	}
 	failpoint.Hit("shim.cgroup")
-	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgCreate, Body: wire.Marshal(prog)})
+	prog.Dir = b.Dir
+	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgCreate, Body: wire.Marshal(prog)}, files...)
 	if err != nil {
 		return nil, t.explain(err)
 	}
@@ -130,6 +134,32 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 	}
 	u.Keep()
 	return t, nil
+}
+
+// deleteSoon removes a group that no process should be in, whatever becomes of
+// the request.
+func deleteSoon(ctx context.Context, g *cgroup.Group) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return g.Delete(ctx)
+}
+
+// makeDir makes a task's directory. One that is there may hold what an
+// earlier task has left.
+func makeDir(dir string) error {
+	err := unix.Mkdir(dir, 0o700)
+	if err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fault.Internal.Errorf("make the task's directory: %w", err)
+	}
+	for _, name := range []string{wire.ExitName, wire.SocketName} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fault.Internal.Errorf("clean the task's directory: %w", err)
+		}
+	}
+	return nil
 }
 
 // group names the cgroups of a bundle's container.
@@ -150,48 +180,35 @@ func (s *Shim) group(b *model.Bundle) (*cgroup.Group, string, error) {
 	return g, path, err
 }
 
-// spawn starts the shim's process in a session of its own, so that no signal
-// to the agent's group reaches it.
-func (s *Shim) spawn(t *task) (err error) {
+// connectNew gives the task a shim's process and the files that it will hold:
+// the socket at which a restarted agent finds it, and where its last words go.
+// The caller closes the files when the shim has them.
+func (s *Shim) connectNew(t *task) (files []int, err error) {
 	lis, err := listen(t.dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer unix.Close(lis)
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	files = append(files, lis)
+	path := filepath.Join(t.dir, wire.ErrName)
+	errs, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return fault.Internal.Errorf("make the shim's connection: %w", err)
+		closeAll(files)
+		return nil, fault.Internal.Errorf("open %s: %w", path, err)
 	}
-	defer unix.Close(pair[1])
-	errs, err := os.OpenFile(filepath.Join(t.dir, wire.ErrName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	files = append(files, errs)
+	p, err := s.spare.take(s.fork)
 	if err != nil {
-		unix.Close(pair[0])
-		return fault.Internal.Errorf("open the shim's error file: %w", err)
+		closeAll(files)
+		return nil, err
 	}
-	defer errs.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		unix.Close(pair[0])
-		return fault.Internal.Errorf("open %s: %w", os.DevNull, err)
+	t.shim = p.pid
+	if t.client, err = newClient(p.conn); err != nil {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+		reap(p.pid)
+		closeAll(files)
+		return nil, err
 	}
-	defer null.Close()
-	pid, err := syscall.ForkExec(s.binary.Name(), []string{"shim", "3", "4", t.dir, "5"}, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "GOGC=50"},
-		Files: []uintptr{null.Fd(), null.Fd(), errs.Fd(), uintptr(pair[1]), uintptr(lis), s.binary.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
-	if err != nil {
-		unix.Close(pair[0])
-		return fault.Internal.Errorf("start the shim: %w", err)
-	}
-	t.shim = pid
-	if t.client, err = newClient(pair[0]); err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL)
-		reap(pid)
-		return err
-	}
-	return nil
+	return files, nil
 }
 
 // reap waits for a shim that is our child; one that an earlier agent started
@@ -236,9 +253,7 @@ func (s *Shim) Load(ctx context.Context, id, dir string) (model.Task, error) {
 		t.finish(status(rec))
 		return t, nil
 	}
-	kctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	if derr := group.Delete(kctx); derr != nil {
+	if derr := deleteSoon(ctx, group); derr != nil {
 		s.log.Warn("lost container's cgroup stays", "container", id, "err", derr)
 	}
 	cleanFiles(dir)
@@ -277,7 +292,7 @@ func (t *task) connect(ctx context.Context) (state uint64, err error) {
 
 func cleanFiles(dir string) {
 	for _, name := range []string{wire.ExitName, wire.SocketName, wire.MetaName, wire.ErrName, wire.ExitName + ".tmp", wire.MetaName + ".tmp"} {
-		_ = os.Remove(filepath.Join(dir, name))
+		_ = unix.Unlink(filepath.Join(dir, name))
 	}
 }
 

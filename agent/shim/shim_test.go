@@ -206,3 +206,41 @@ func TestLoadNeverStarted(t *testing.T) {
 	}
 	await(t, k)
 }
+
+// The process that waits for the next container may die: the container does
+// not mind. It ends with the Shim.
+func TestSpare(t *testing.T) {
+	b := newBench(t)
+	waitFor := func() spawned {
+		for range 5000 {
+			b.s.spare.mu.Lock()
+			have, p := b.s.spare.have, b.s.spare.p
+			b.s.spare.mu.Unlock()
+			if have {
+				return p
+			}
+			time.Sleep(time.Millisecond)
+		}
+		t.Fatal("no spare shim")
+		return spawned{}
+	}
+	first := waitFor()
+	must(t, unix.Kill(first.pid, unix.SIGKILL))
+	for first.alive() {
+		time.Sleep(time.Millisecond)
+	}
+	k := b.start(b.bundle("sh", "-c", "exit 3"))
+	<-k.Done()
+	if c := k.Exit().Code; c != 3 {
+		t.Errorf("exit code %d", c)
+	}
+	must(t, k.Delete(ctxOf(t)))
+	second := waitFor()
+	if second.pid == first.pid {
+		t.Fatal("the dead one is offered again")
+	}
+	b.s.Close()
+	if err := unix.Kill(second.pid, 0); err != unix.ESRCH {
+		t.Errorf("after Close the spare's process is there: %v", err)
+	}
+}

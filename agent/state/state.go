@@ -8,15 +8,17 @@ package state
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"hash/fnv"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -76,10 +78,12 @@ func (r *Reserve) use() bool {
 // A Store holds records of one type in memory and on disk. It is safe for
 // concurrent use. Only one process may have a folder open.
 type Store[T any] struct {
-	dir  string
-	res  *Reserve
-	mu   sync.RWMutex
-	recs map[string]T
+	dir    string
+	folder folder
+	res    *Reserve
+	writes [16]sync.Mutex // of ids with that hash: writes of one keep their order
+	mu     sync.RWMutex   // of recs
+	recs   map[string]T
 }
 
 // Open reads all records of dir, which is made (0700) when absent. The second
@@ -98,7 +102,7 @@ func OpenChecked[T any](dir string, check func(id string, v *T) error) (*Store[T
 	if err != nil {
 		return nil, nil, fmt.Errorf("open records: %w", err)
 	}
-	s := &Store[T]{dir: dir, recs: map[string]T{}}
+	s := &Store[T]{dir: dir, folder: folder{name: dir}, recs: map[string]T{}}
 	var broken []error
 	for _, e := range list {
 		name := filepath.Join(dir, e.Name())
@@ -148,17 +152,22 @@ func (s *Store[T]) Put(id string, v T) error {
 	if err != nil {
 		return fmt.Errorf("encode record %s: %w", id, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	l := s.lock(id)
+	defer l.Unlock()
 	name := filepath.Join(s.dir, id+".json")
-	err = WriteFile(name, b, 0o600)
-	if _, exists := s.recs[id]; exists && errors.Is(err, unix.ENOSPC) && s.res.use() {
-		err = WriteFile(name, b, 0o600)
+	err = replace(name, b, 0o600)
+	if _, exists := s.Get(id); exists && errors.Is(err, unix.ENOSPC) && s.res.use() {
+		err = replace(name, b, 0o600)
+	}
+	if err == nil {
+		err = s.folder.sync()
 	}
 	if err != nil {
 		s.restore(id, name)
 		return fmt.Errorf("save record %s: %w", id, err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.recs[id] = v
 	return nil
 }
@@ -167,7 +176,7 @@ func (s *Store[T]) Put(id string, v T) error {
 // folder could not be synced, the new record is there under its name already.
 // On a disk that fails it does what it can.
 func (s *Store[T]) restore(id, name string) {
-	old, exists := s.recs[id]
+	old, exists := s.Get(id)
 	if !exists {
 		os.Remove(name)
 		return
@@ -177,6 +186,15 @@ func (s *Store[T]) restore(id, name string) {
 			_ = replace(name, b, 0o600)
 		}
 	}
+}
+
+// lock makes writers of the same record wait for each other.
+func (s *Store[T]) lock(id string) *sync.Mutex {
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	l := &s.writes[h.Sum32()%uint32(len(s.writes))]
+	l.Lock()
+	return l
 }
 
 // Get returns the record of id.
@@ -190,14 +208,16 @@ func (s *Store[T]) Get(id string) (T, bool) {
 // Delete removes the record of id. It is safe to repeat. It does not wait for
 // the disk: a power cut right behind it may bring the record back, as it was.
 func (s *Store[T]) Delete(id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.recs[id]; !ok {
+	l := s.lock(id)
+	defer l.Unlock()
+	if _, ok := s.Get(id); !ok {
 		return nil
 	}
-	if err := os.Remove(filepath.Join(s.dir, id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := unix.Unlink(filepath.Join(s.dir, id+".json")); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("delete record %s: %w", id, err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	delete(s.recs, id)
 	return nil
 }
@@ -212,41 +232,77 @@ func (s *Store[T]) All() map[string]T {
 // WriteFile writes a file so that after a crash it is the old one or the new
 // one, whole: temporary file, fsync, rename, fsync of the folder. After an
 // error of the last step the new one may be there.
-func WriteFile(name string, b []byte, perm os.FileMode) (err error) {
-	if err := replace(name, b, perm); err != nil {
+func WriteFile(name string, b []byte, perm os.FileMode) error {
+	if err := replace(name, b, uint32(perm.Perm())); err != nil {
 		return err
 	}
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return syncFolder(filepath.Dir(name))
 }
 
-// replace is WriteFile without the last step.
-func replace(name string, b []byte, perm os.FileMode) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
+func syncFolder(name string) error {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Fsync(fd)
+		unix.Close(fd)
+	}
 	if err != nil {
-		return err
+		return &os.PathError{Op: "fsync", Path: name, Err: err}
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
+	return nil
+}
+
+// replace is WriteFile up to the fsync of the folder.
+func replace(name string, b []byte, perm uint32) error {
+	tmp := filepath.Join(filepath.Dir(name), ".tmp-"+rand.Text())
+	fd, err := unix.Open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: tmp, Err: err}
+	}
+	if perm != 0o600 {
+		err = unix.Fchmod(fd, perm)
+	}
+	for done := 0; err == nil && done < len(b); {
+		var n int
+		if n, err = unix.Write(fd, b[done:]); err == unix.EINTR {
+			n, err = 0, nil
 		}
-	}()
-	if err = f.Chmod(perm); err != nil {
+		done += n
+	}
+	if err == nil {
+		err = unix.Fdatasync(fd)
+	}
+	unix.Close(fd)
+	if err == nil {
+		err = unix.Rename(tmp, name)
+	}
+	if err != nil {
+		unix.Unlink(tmp)
+		return &os.PathError{Op: "write", Path: name, Err: err}
+	}
+	return nil
+}
+
+// A folder is fsynced for all who renamed something into it by whoever comes
+// first: fifty containers that start at once need a few calls, not fifty.
+type folder struct {
+	name    string
+	renamed atomic.Uint64
+	mu      sync.Mutex
+	synced  uint64 // how many of the renamed are on disk
+}
+
+// sync returns when what the caller renamed is on disk.
+func (d *folder) sync() error {
+	mine := d.renamed.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.synced >= mine {
+		return nil
+	}
+	all := d.renamed.Load()
+	if err := syncFolder(d.name); err != nil {
 		return err
 	}
-	if _, err = f.Write(b); err != nil {
-		return err
-	}
-	if err = unix.Fdatasync(int(f.Fd())); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
+	d.synced = all
+	return nil
 }

@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"machine/agent/sysfile"
 )
 
 // AddAddrs gives a device inside the namespace its addresses and sets it up.
@@ -42,11 +43,11 @@ func (n *NS) AddAddrs(dev string, addrs ...netip.Prefix) error {
 func (n *NS) EnableIPv6(dev string) error {
 	return n.Do(func() error {
 		dir := "/proc/sys/net/ipv6/conf/" + dev
-		if err := os.WriteFile(dir+"/disable_ipv6", []byte("0"), 0); err != nil {
+		if err := sysfile.Put(dir+"/disable_ipv6", "0"); err != nil {
 			return fmt.Errorf("enable IPv6 on %s: %w", dev, err)
 		}
 		// Routers of the network are the engine's business.
-		_ = os.WriteFile(dir+"/accept_ra", []byte("0"), 0)
+		_ = sysfile.Put(dir+"/accept_ra", "0")
 		return nil
 	})
 }

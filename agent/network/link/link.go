@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"machine/agent/sysfile"
 )
 
 // Group is the device group of every device of ours: the mark by which a
@@ -285,7 +286,7 @@ func Sysctl(key, value string) error {
 	if strings.Contains(key, "..") {
 		return fmt.Errorf("sysctl %s: bad name", key)
 	}
-	return os.WriteFile("/proc/sys/"+key, []byte(value), 0)
+	return sysfile.Put("/proc/sys/"+key, value)
 }
 
 // ToIPNet converts, keeping the host part of the address.

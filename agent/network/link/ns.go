@@ -20,6 +20,7 @@ import (
 
 	"machine/agent/fault"
 	"machine/agent/model"
+	"machine/agent/sysfile"
 )
 
 // A NS is an open network namespace. Close it after use: an open descriptor
@@ -105,17 +106,18 @@ func MakeUserNS(m *model.IDMap) (f *os.File, err error) {
 
 // BindNS gives a namespace a name; see NewNS. The caller closes f.
 func BindNS(ns *os.File, path string) (err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("create network namespace: %w", err)
+	err = unix.Mknod(path, unix.S_IFREG|0o444, 0)
+	if err != nil { // no such folder, or what a crash has left
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		if err := RemoveNS(path); err != nil {
+			return err
+		}
+		if err := unix.Mknod(path, unix.S_IFREG|0o444, 0); err != nil {
+			return fmt.Errorf("create network namespace %s: %w", path, err)
+		}
 	}
-	if err := RemoveNS(path); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
-	if err != nil {
-		return fmt.Errorf("create network namespace: %w", err)
-	}
-	f.Close()
 	defer func() {
 		if err != nil {
 			os.Remove(path)
@@ -131,11 +133,11 @@ func BindNS(ns *os.File, path string) (err error) {
 // setUp runs on a thread that is in the new namespace.
 func setUp() error {
 	// Best effort: a kernel without IPv6 has no such files.
-	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0)
+	_ = sysfile.Put("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")
 	// As Docker: a container's user may bind every port and ping, whoever it
 	// is; both are the namespace's own.
-	_ = os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0)
-	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
+	_ = sysfile.Put("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+	_ = sysfile.Put("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

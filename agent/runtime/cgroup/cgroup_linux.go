@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/sysfile"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -178,7 +179,12 @@ func (g *Group) Create(r *specs.LinuxResources) (err error) {
 func mkdir(dir string) error {
 	err := unix.Mkdir(dir, 0o755)
 	if err == unix.ENOENT {
-		err = os.MkdirAll(dir, 0o755)
+		// Groups below those that we make start with their parents' CPUs and
+		// nodes (cpusets(7)), so that they need not be told.
+		if os.MkdirAll(filepath.Dir(dir), 0o755) == nil {
+			_ = write(filepath.Dir(dir), "cgroup.clone_children", "1")
+		}
+		err = unix.Mkdir(dir, 0o755)
 	}
 	if err == unix.EEXIST {
 		err = nil
@@ -197,12 +203,14 @@ func fillCpuset(dir, root string) error {
 			continue
 		}
 		parent := filepath.Dir(dir)
-		if strings.TrimSpace(read(parent, f)) == "" {
+		have := strings.TrimSpace(read(parent, f))
+		if have == "" {
 			if err := fillCpuset(parent, root); err != nil {
 				return err
 			}
+			have = strings.TrimSpace(read(parent, f))
 		}
-		if err := write(dir, f, strings.TrimSpace(read(parent, f))); err != nil {
+		if err := write(dir, f, have); err != nil {
 			return err
 		}
 	}
@@ -407,32 +415,10 @@ func rmdir(dir string) error {
 }
 
 func write(dir, file, value string) error {
-	fd, err := unix.Open(dir+"/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte(value))
-	return err
+	return sysfile.Put(dir+"/"+file, value)
 }
 
 func read(dir, file string) string {
-	fd, err := unix.Open(dir+"/"+file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(fd)
-	b := make([]byte, 16<<10)
-	total := 0
-	for total < len(b) {
-		n, err := unix.Read(fd, b[total:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || n == 0 {
-			break
-		}
-		total += n
-	}
-	return string(b[:total])
+	b, _ := sysfile.Read(dir+"/"+file, 16<<10)
+	return string(b)
 }

@@ -1,6 +1,8 @@
 package cgroup
 
 import (
+	"os"
+	"slices"
 	"strconv"
 
 	"machine/agent/fault"
@@ -65,7 +67,11 @@ func rules(r *specs.LinuxResources) (out []deviceRule, all bool, err error) {
 		if d.Minor != nil && *d.Minor >= 0 {
 			n.minor = *d.Minor
 		}
-		out = append(out, n)
+		// Most of what asks names the default ones again: a rule that says
+		// what the ones before it say costs a call for nothing.
+		if !(n.allow && slices.Contains(out, n) && !slices.ContainsFunc(out, func(o deviceRule) bool { return !o.allow })) {
+			out = append(out, n)
+		}
 	}
 	return out, all, nil
 }
@@ -85,17 +91,27 @@ func (g *Group) devices(r *specs.LinuxResources) error {
 	if all {
 		return nil // as the parent
 	}
-	if err := write(dir, "devices.deny", "a"); err != nil {
+	deny, err := os.OpenFile(dir+"/devices.deny", os.O_WRONLY, 0)
+	if err != nil {
+		return fault.Internal.Errorf("cgroup: deny devices: %w", err)
+	}
+	defer deny.Close()
+	allow, err := os.OpenFile(dir+"/devices.allow", os.O_WRONLY, 0)
+	if err != nil {
+		return fault.Internal.Errorf("cgroup: allow devices: %w", err)
+	}
+	defer allow.Close()
+	if _, err := deny.WriteString("a"); err != nil {
 		return fault.Internal.Errorf("cgroup: deny devices: %w", err)
 	}
 	for _, d := range list {
-		file := "devices.deny"
+		file := deny
 		if d.allow {
-			file = "devices.allow"
+			file = allow
 		}
 		rule := string(d.typ) + " " + star(d.major) + ":" + star(d.minor) + " " + d.access
-		if err := write(dir, file, rule); err != nil {
-			return fault.Internal.Errorf("cgroup: write %q to %s: %w", rule, file, err)
+		if _, err := file.WriteString(rule); err != nil {
+			return fault.Internal.Errorf("cgroup: set the device rule %q: %w", rule, err)
 		}
 	}
 	return nil

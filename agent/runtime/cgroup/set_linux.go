@@ -51,9 +51,9 @@ func (s *setter) put(controller, file, value string) {
 	case err == nil:
 	case errors.Is(err, os.ErrNotExist):
 		s.err = fault.Unavailable.Errorf("cgroup: this kernel has no %s", file)
-	case err == unix.EINVAL || err == unix.ERANGE:
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE):
 		s.err = fault.Invalid.Errorf("cgroup: %s refuses %q: %w", file, value, err)
-	case err == unix.EBUSY && strings.HasPrefix(file, "memory."):
+	case errors.Is(err, unix.EBUSY) && strings.HasPrefix(file, "memory."):
 		s.err = fault.Conflict.Errorf("cgroup: %s cannot become %s: more is in use", file, value)
 	default:
 		s.err = fault.Internal.Errorf("cgroup: write %s to %s: %w", value, file, err)

@@ -6,7 +6,7 @@ import "errors"
 // message, with its descriptors, is one packet.
 const (
 	// From the agent.
-	MsgCreate   = iota + 1 // Body: Program
+	MsgCreate   = iota + 1 // Body: Program; descriptors: the listening socket, the file for errors
 	MsgStart               //
 	MsgAttach              // Proc; Flags: AttachIn...; descriptors in that order
 	MsgExec                // Proc: chosen by the agent; Body: Process; Flags and descriptors as attach

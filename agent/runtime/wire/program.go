@@ -4,6 +4,7 @@ package wire
 // Paths are the host's unless said otherwise.
 type Program struct {
 	ID            string
+	Dir           string // of the task
 	Root          Root
 	Mounts        []Mount
 	Devices       []Device
@@ -130,6 +131,7 @@ type Log struct {
 // Code lists the fields.
 func (p *Program) Code(c *Codec) {
 	c.Str(&p.ID)
+	c.Str(&p.Dir)
 	c.Strs(&p.Root.Lower)
 	c.Str(&p.Root.Upper)
 	c.Str(&p.Root.Work)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"strconv"
 	"time"
 
@@ -44,8 +45,8 @@ type proc struct {
 	state  uint64
 }
 
-func run(control, listen int, dir string, self int) {
-	s := &shim{self: self, dir: dir, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
+func run(control, self int) {
+	s := &shim{self: self, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
 		procs: map[uint32]*proc{}, oom: -1, buf: make([]byte, 64<<10)}
 	// What the agent inherited from who started it is not ours.
 	unix.CloseRange(uint(self)+1, ^uint(0), 0)
@@ -57,8 +58,6 @@ func run(control, listen int, dir string, self int) {
 	if s.null, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		fatal("/dev/null: " + err.Error())
 	}
-	unix.SetNonblock(listen, true)
-	s.watch(listen, unix.EPOLLIN, func(uint32) { s.accept(listen) })
 	s.adopt(control)
 	s.loop()
 }
@@ -116,6 +115,20 @@ func (s *shim) finished() bool {
 		return s.stdio.flushed()
 	}
 	return s.recorded && s.execs == 0 && s.stdio.flushed()
+}
+
+// place takes the task's files: the socket that a restarted agent connects to,
+// and where this process's last words go.
+func (s *shim) place(fds []int) error {
+	if len(fds) != 2 || s.procs[0] != nil {
+		closeAll(fds)
+		return errors.New("not a fresh shim")
+	}
+	listen := fds[0]
+	unix.SetNonblock(listen, true)
+	s.watch(listen, unix.EPOLLIN, func(uint32) { s.accept(listen) })
+	defer unix.Close(fds[1])
+	return unix.Dup3(fds[1], 2, 0)
 }
 
 func (s *shim) accept(listen int) {
@@ -228,8 +241,10 @@ func (s *shim) handle(fd int, m *wire.Message, fds []int) {
 	init := s.procs[0]
 	switch m.Kind {
 	case wire.MsgCreate:
-		closeAll(fds)
-		err := s.create(m.Body)
+		err := s.place(fds)
+		if err == nil {
+			err = s.create(m.Body)
+		}
 		if err != nil {
 			s.reply(fd, m.Seq, err)
 			s.shutdown = true

@@ -8,7 +8,7 @@
 // It is one thread with one epoll set: there is nothing in it to lock, and it
 // stays below a megabyte. It is run by the agent from a sealed memory file:
 //
-//	shim CONTROL LISTEN DIR SELF   the shim itself
+//	shim CONTROL SELF              the shim itself
 //	init STATUS ORDER SELF         the stage that becomes a container's init
 //	exec STATUS ORDER PIDFD SELF JOINED
 //	docker-init -- PATH ARGS...    PID 1 of docker run --init
@@ -41,7 +41,7 @@ func main() {
 	if env := runtimeEnvs(); stage.IsTini(args, env) {
 		stage.Tini(args, env)
 	}
-	if len(args) < 4 {
+	if len(args) < 3 {
 		fatal("this program is started by the agent only")
 	}
 	num := func(i int) int {
@@ -62,7 +62,7 @@ func main() {
 		runtime.LockOSThread()
 		stage.Exec(num(1), num(2), num(3), num(4), num(5) == 1)
 	case "shim":
-		run(num(1), num(2), args[3], num(4))
+		run(num(1), num(2))
 	default:
 		fatal("unknown mode " + args[0])
 	}

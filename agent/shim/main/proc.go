@@ -22,13 +22,11 @@ var errGone = errors.New("the container's set-up process died")
 // create makes the container up to the point where only its program is
 // missing.
 func (s *shim) create(body []byte) (err error) {
-	if s.procs[0] != nil {
-		return errors.New("created already")
-	}
 	if err := wire.Unmarshal(body, &s.prog); err != nil {
 		return err
 	}
 	p := &s.prog
+	s.dir = p.Dir
 	p.Process.HasOOM = true // else it would be as the agent's, which is spared
 	if err := s.openCgroup(); err != nil {
 		return err
