@@ -111,7 +111,6 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 		return nil, err
 	}
 	defer closeAll(files)
-	defer s.spare.refill(s.fork)
 	u.Add(t.abort)
 	failpoint.Hit("shim.spawned")
 	go t.read()

@@ -22,8 +22,7 @@ func Build(p *wire.Program) (master, slave int, err error) {
 	if err := attr(p.RootFD, 0, 0, unix.MS_PRIVATE, true); err != nil {
 		return -1, -1, wire.Fail("make the root private", err)
 	}
-	// Any directory will do: the root moves away from it at once.
-	if err := unix.MoveMount(p.RootFD, "", unix.AT_FDCWD, "/sys", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(p.RootFD, "", unix.AT_FDCWD, attachPoint, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return -1, -1, wire.Fail("attach the root", err)
 	}
 	t := Tree{p.RootFD}
@@ -51,6 +50,38 @@ func Build(p *wire.Program) (master, slave int, err error) {
 	}
 	return master, slave, t.enter(p)
 }
+
+// Empty leaves the process, which must be in a new mount namespace of its own,
+// with a tree that has nothing in it but the place where Build will attach the
+// container's. The host's mounts are let go: what the host unmounts is not kept
+// busy by a process that waits.
+func Empty() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return wire.Fail("make mounts private", err)
+	}
+	fd, err := newFS("tmpfs", "tmpfs", []string{"mode=700", "size=4k"}, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Mkdirat(fd, attachPoint[1:], 0o700); err != nil {
+		return wire.Fail("make an empty tree", err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, attachPoint, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return wire.Fail("attach an empty tree", err)
+	}
+	if err := unix.Fchdir(fd); err != nil {
+		return wire.Fail("enter an empty tree", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return wire.Fail("pivot_root to an empty tree", err)
+	}
+	return Leave()
+}
+
+// attachPoint is a directory that every tree has. Any will do: the root that
+// is attached there moves away from it at once.
+const attachPoint = "/sys"
 
 // attr changes a mount's attributes and propagation.
 func attr(fd int, set, clear, propagation uint64, recursive bool) error {

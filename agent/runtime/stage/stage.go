@@ -42,8 +42,12 @@ func Init(status, order, self int) {
 	if err == nil {
 		err = wire.Unmarshal(b, &p)
 	}
+	proc := -1
 	if err == nil {
-		err = initStage(&p, status, self)
+		proc, err = openProc()
+	}
+	if err == nil {
+		err = initStage(&p, status, self, proc)
 	}
 	quit(status, err)
 }
@@ -53,11 +57,11 @@ func quit(status int, err error) {
 	unix.Exit(ExitCode)
 }
 
-func initStage(p *wire.Program, status, self int) error {
+func initStage(p *wire.Program, status, self, proc int) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return wire.Fail("become undumpable", err)
 	}
-	if err := hostProc(&p.Process); err != nil {
+	if err := hostProc(&p.Process, proc); err != nil {
 		return err
 	}
 	if p.Clone&unix.CLONE_NEWCGROUP != 0 {
@@ -119,20 +123,29 @@ func awaitStart(status, master int) error {
 	}
 }
 
-// hostProc does what needs the host's own /proc, which is still in view.
-func hostProc(p *wire.Process) error {
+// openProc opens the host's own /proc.
+func openProc() (int, error) {
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, wire.Fail("open the host's /proc", err)
+	}
+	return fd, nil
+}
+
+// hostProc does what needs the host's own /proc, and closes it.
+func hostProc(p *wire.Process, proc int) error {
+	defer unix.Close(proc)
 	if p.HasOOM {
-		err := WriteFile("/proc/self/oom_score_adj", strconv.Itoa(p.OOMScoreAdj))
+		err := writeAt(proc, "self/oom_score_adj", strconv.Itoa(p.OOMScoreAdj))
 		// Lowering it needs a capability that a nested engine lacks.
 		if err != nil && err != unix.EACCES && err != unix.EPERM {
 			return wire.Fail("set oom_score_adj", err)
 		}
 	}
 	if p.AppArmor != "" && p.AppArmor != "unconfined" {
-		path := "/proc/thread-self/attr/apparmor/exec"
-		err := WriteFile(path, "exec "+p.AppArmor)
+		err := writeAt(proc, "thread-self/attr/apparmor/exec", "exec "+p.AppArmor)
 		if err == unix.ENOENT || err == unix.EINVAL {
-			err = WriteFile("/proc/thread-self/attr/exec", "exec "+p.AppArmor)
+			err = writeAt(proc, "thread-self/attr/exec", "exec "+p.AppArmor)
 		}
 		if err != nil {
 			return wire.Fail("apply AppArmor profile "+p.AppArmor, err)
@@ -142,8 +155,10 @@ func hostProc(p *wire.Process) error {
 }
 
 // WriteFile writes data to an existing file in one write.
-func WriteFile(path, data string) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+func WriteFile(path, data string) error { return writeAt(unix.AT_FDCWD, path, data) }
+
+func writeAt(dir int, path, data string) error {
+	fd, err := unix.Openat(dir, path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -311,7 +326,11 @@ func execStage(p *wire.Process, status, pidfd, self int, joined bool) (int, erro
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return 0, wire.Fail("become undumpable", err)
 	}
-	if err := hostProc(p); err != nil {
+	proc, err := openProc()
+	if err == nil {
+		err = hostProc(p, proc)
+	}
+	if err != nil {
 		return 0, err
 	}
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {

@@ -30,6 +30,7 @@ type shim struct {
 	tasks    []int // descriptors of the cgroups' lists of processes
 	oom      int
 	buf      []byte
+	warm     *warm
 	shutdown bool
 	recorded bool
 }
@@ -59,6 +60,7 @@ func run(control, self int) {
 		fatal("/dev/null: " + err.Error())
 	}
 	s.adopt(control)
+	s.warm = s.warmUp()
 	s.loop()
 }
 

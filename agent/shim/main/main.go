@@ -10,6 +10,7 @@
 //
 //	shim CONTROL SELF              the shim itself
 //	init STATUS ORDER SELF         the stage that becomes a container's init
+//	warm STATUS SELF               the same, made before there is a container
 //	exec STATUS ORDER PIDFD SELF JOINED
 //	docker-init -- PATH ARGS...    PID 1 of docker run --init
 //
@@ -58,6 +59,9 @@ func main() {
 	case "init":
 		runtime.LockOSThread()
 		stage.Init(num(1), num(2), num(3))
+	case "warm":
+		runtime.LockOSThread()
+		stage.Warm(num(1), num(2))
 	case "exec":
 		runtime.LockOSThread()
 		stage.Exec(num(1), num(2), num(3), num(4), num(5) == 1)

@@ -102,17 +102,6 @@ func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 		return 0, -1, -1, err
 	}
 	defer unix.Close(order)
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, -1, -1, err
-	}
-	defer unix.Close(pair[1])
-	c := fork.Child{
-		Flags: p.Clone &^ unix.CLONE_NEWCGROUP, Stdio: io.fds, Setsid: true,
-		Keep: append(append(fds, s.tasks...), order, pair[1], s.self), Exec: s.self,
-		Argv: []string{"init", itoa(pair[1]), itoa(order), itoa(s.self)}, Env: childEnv,
-		UIDMap: p.UIDMap, GIDMap: p.GIDMap,
-	}
 	joins, user, err := openJoins(p)
 	defer func() {
 		for _, j := range joins {
@@ -120,8 +109,25 @@ func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 		}
 	}()
 	if err != nil {
-		unix.Close(pair[0])
 		return 0, -1, -1, err
+	}
+	keep := append(fds, s.tasks...)
+	w := s.warm
+	s.warm = nil
+	if w.fits(p, joins, len(keep)) && w.hand(order, io.fds, joins, keep) == nil {
+		return w.pid, w.pidfd, w.status, nil
+	}
+	w.end()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, -1, -1, err
+	}
+	defer unix.Close(pair[1])
+	c := fork.Child{
+		Flags: p.Clone &^ unix.CLONE_NEWCGROUP, Stdio: io.fds, Setsid: true,
+		Keep: append(keep, order, pair[1], s.self), Exec: s.self,
+		Argv: []string{"init", itoa(pair[1]), itoa(order), itoa(s.self)}, Env: childEnv,
+		UIDMap: p.UIDMap, GIDMap: p.GIDMap,
 	}
 	onThread := joins
 	if user {
