@@ -214,9 +214,7 @@ func TestF28PullFetchesTheRest(t *testing.T) {
 	e := start(t)
 	c, stop := counted(e)
 	name, size := heavy(e, c)
-	// Not near the end: a layer that was whole, but waited for others when the
-	// agent was killed, may be fetched again, since only beginnings are kept.
-	for _, part := range []int64{10, 45} {
+	for _, part := range []int64{10, 45, 95} {
 		c.reset(size * part / 100)
 		pull := e.Docker("pull", name)
 		if err := pull.Start(); err != nil {

@@ -134,6 +134,18 @@ func (s *Store) Delete(d digest.Digest) error {
 	return nil
 }
 
+// Forget removes what has arrived of a blob that a writer fills. A blob that
+// was Put stays. Safe to repeat.
+func (s *Store) Forget(d digest.Digest) error {
+	if _, err := s.path(d); err != nil {
+		return err
+	}
+	if err := os.Remove(s.partial(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete blob %s: %w", d, err)
+	}
+	return nil
+}
+
 func (s *Store) partial(d digest.Digest) string {
 	return filepath.Join(s.dir, "partial", string(d.Algorithm())+"-"+d.Encoded())
 }

@@ -110,4 +110,20 @@ func TestResume(t *testing.T) {
 	if list, _ := os.ReadDir(s.dir + "/partial"); len(list) != 0 {
 		t.Error("an empty beginning was kept")
 	}
+	s.Put([]byte("kept"))
+	kept := digest.FromString("kept")
+	w, _ = s.Resume(bg, kept)
+	w.Write([]byte("ke"))
+	w.Close()
+	for range 2 {
+		if err := s.Forget(kept); err != nil {
+			t.Error(err)
+		}
+	}
+	if list, _ := os.ReadDir(s.dir + "/partial"); len(list) != 0 {
+		t.Error("a forgotten beginning was kept")
+	}
+	if b, err := s.Get(kept); err != nil || string(b) != "kept" {
+		t.Errorf("what is whole was forgotten: %v", err)
+	}
 }

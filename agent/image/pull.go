@@ -118,6 +118,7 @@ func (p *pull) run() (*model.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.dropBlobs()
 	failpoint.Hit("pull.saved")
 	p.progress(model.ProgressEvent{Status: "Digest: " + p.top.String()})
 	if before != nil && before.ID == id {
@@ -311,10 +312,18 @@ func (p *pull) commit(ctx context.Context, i int, g model.StagedLayer) error {
 	failpoint.Hit("pull.layer")
 	d := p.manifest.Layers[i]
 	p.say(short(d.Digest), "Pull complete")
-	if err := p.s.o.Blobs.Delete(d.Digest); err != nil {
-		p.s.o.Log.Warn("delete downloaded layer", "blob", d.Digest, "err", err)
-	}
 	return nil
+}
+
+// dropBlobs deletes the downloads. They are kept until the image has its name:
+// an agent that starts sweeps layers without an image, and a pull that is
+// repeated after a crash takes them from here.
+func (p *pull) dropBlobs() {
+	for _, d := range p.manifest.Layers {
+		if err := p.s.o.Blobs.Forget(d.Digest); err != nil {
+			p.s.o.Log.Warn("delete downloaded layer", "blob", d.Digest, "err", err)
+		}
+	}
 }
 
 // stage downloads and unpacks layer i.

@@ -51,6 +51,7 @@ type Blobs interface {
 	Resume(ctx context.Context, d digest.Digest) (model.BlobWriter, error)
 	// List gives the blobs that are whole. All are the images'.
 	List() ([]digest.Digest, error)
+	Forget(digest.Digest) error // of what a writer was given only
 }
 
 // Options are all that a store needs.
