@@ -1,8 +1,10 @@
 package shim
 
 import (
+	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -239,6 +241,25 @@ func TestSpare(t *testing.T) {
 	if second.pid == first.pid {
 		t.Fatal("the dead one is offered again")
 	}
+	// Its stage waits, too, and becomes the container's process.
+	stage := ""
+	for range 5000 {
+		list, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", second.pid, second.pid))
+		stage = strings.TrimSpace(string(list))
+		line, _ := os.ReadFile("/proc/" + stage + "/cmdline")
+		if strings.HasPrefix(string(line), "warm\x00") {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	k = b.create(b.bundle("true"))
+	if stage != strconv.Itoa(k.Pid()) {
+		t.Errorf("the stage that waited is %q, the container's process %d", stage, k.Pid())
+	}
+	must(t, k.Start(ctxOf(t)))
+	<-k.Done()
+	must(t, k.Delete(ctxOf(t)))
+	second = waitFor()
 	b.s.Close()
 	if err := unix.Kill(second.pid, 0); err != unix.ESRCH {
 		t.Errorf("after Close the spare's process is there: %v", err)

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"syscall"
@@ -45,7 +46,7 @@ func (s *Shim) fork() (spawned, error) {
 		return spawned{}, fault.Internal.Errorf("open %s: %w", os.DevNull, err)
 	}
 	defer unix.Close(null)
-	pid, err := syscall.ForkExec(s.binary.Name(), []string{"shim", "3", "4"}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(s.binary.Name(), []string{"shim", "3", "4", fmt.Sprintf("%-64s", "spare")}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOMAXPROCS=1", "GOGC=50"},
 		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(pair[1]), s.binary.Fd()},

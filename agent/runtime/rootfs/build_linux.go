@@ -52,8 +52,8 @@ func Build(p *wire.Program) (master, slave int, err error) {
 }
 
 // Empty leaves the process, which must be in a new mount namespace of its own,
-// with a tree that has nothing in it but the place where Build will attach the
-// container's. The host's mounts are let go: what the host unmounts is not kept
+// with a tree that has nothing in it but what Build needs: the place where it
+// attaches the container's, and a null device to cover masked paths. The host's mounts are let go: what the host unmounts is not kept
 // busy by a process that waits.
 func Empty() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -64,7 +64,15 @@ func Empty() error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Mkdirat(fd, attachPoint[1:], 0o700); err != nil {
+	for _, dir := range []string{attachPoint[1:], "dev"} {
+		if err := unix.Mkdirat(fd, dir, 0o700); err != nil {
+			return wire.Fail("make an empty tree", err)
+		}
+	}
+	if err := unix.Mknodat(fd, "dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
+		return wire.Fail("make an empty tree", err)
+	}
+	if err := unix.Fchmodat(fd, "dev/null", 0o666, 0); err != nil {
 		return wire.Fail("make an empty tree", err)
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, attachPoint, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {

@@ -24,6 +24,9 @@ func Warm(status, self int) {
 	if err == nil {
 		err = receive(status, &p)
 	}
+	if err == nil && p.Clone&unix.CLONE_NEWNET != 0 {
+		err = unix.Unshare(unix.CLONE_NEWNET)
+	}
 	if err == nil {
 		err = initStage(&p, status, self, proc)
 	}

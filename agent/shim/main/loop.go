@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,7 @@ import (
 type shim struct {
 	ep       int
 	self     int    // the binary
+	name     string // where the kernel reads our arguments
 	dir      string // of the task
 	conns    map[int]bool
 	handlers map[int32]func(events uint32)
@@ -46,8 +48,8 @@ type proc struct {
 	state  uint64
 }
 
-func run(control, self int) {
-	s := &shim{self: self, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
+func run(control, self int, name string) {
+	s := &shim{self: self, name: name, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
 		procs: map[uint32]*proc{}, oom: -1, buf: make([]byte, 64<<10)}
 	// What the agent inherited from who started it is not ours.
 	unix.CloseRange(uint(self)+1, ^uint(0), 0)
@@ -131,6 +133,16 @@ func (s *shim) place(fds []int) error {
 	s.watch(listen, unix.EPOLLIN, func(uint32) { s.accept(listen) })
 	defer unix.Close(fds[1])
 	return unix.Dup3(fds[1], 2, 0)
+}
+
+// title has ps show whose shim this is. The runtime's strings of arguments lie
+// where the kernel reads them (proc_pid_cmdline(5)).
+func (s *shim) title(id string) {
+	b := unsafe.Slice(unsafe.StringData(s.name), len(s.name))
+	n := copy(b, id)
+	for i := range b[n:] {
+		b[n+i] = ' '
+	}
 }
 
 func (s *shim) accept(listen int) {

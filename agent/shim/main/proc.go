@@ -27,6 +27,7 @@ func (s *shim) create(body []byte) (err error) {
 	}
 	p := &s.prog
 	s.dir = p.Dir
+	s.title(p.ID)
 	p.Process.HasOOM = true // else it would be as the agent's, which is spared
 	if err := s.openCgroup(); err != nil {
 		return err

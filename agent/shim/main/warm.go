@@ -9,8 +9,8 @@ import (
 	"machine/agent/runtime/wire"
 )
 
-// Most containers have these namespaces for themselves, join a network
-// namespace and no other: their stage can be made ahead.
+// Most containers have these namespaces for themselves, and join or make no
+// other than a network namespace: their stage can be made ahead.
 const usual = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
 // A warm stage is a container's process before there is a container: it has
@@ -28,7 +28,7 @@ func (s *shim) warmUp() *warm {
 		return nil
 	}
 	defer unix.Close(pair[1])
-	c := fork.Child{Flags: usual, Stdio: [3]int{s.null, s.null, 2}, Setsid: true, Keep: []int{pair[1], s.self}, Exec: s.self,
+	c := fork.Child{Flags: usual, Stdio: [3]int{s.null, s.null, s.null}, Setsid: true, Keep: []int{pair[1], s.self}, Exec: s.self,
 		Argv: []string{"warm", itoa(pair[1]), itoa(s.self)}, Env: childEnv}
 	pid, pidfd, err := c.Start()
 	if err != nil {
@@ -40,7 +40,7 @@ func (s *shim) warmUp() *warm {
 
 // fits tells whether the program can be run by a stage that was made ahead.
 func (w *warm) fits(p *wire.Program, joins []fork.NS, fds int) bool {
-	if w == nil || p.Clone&^unix.CLONE_NEWCGROUP != usual || p.UIDMap != "" || 4+len(joins)+fds > wire.MaxHandover {
+	if w == nil || p.Clone&^(unix.CLONE_NEWCGROUP|unix.CLONE_NEWNET) != usual || p.UIDMap != "" || 4+len(joins)+fds > wire.MaxHandover {
 		return false
 	}
 	for _, j := range joins {

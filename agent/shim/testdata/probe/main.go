@@ -33,7 +33,7 @@ func caps(allowed string) {
 	limit, _ := strconv.ParseUint(allowed, 16, 64)
 	seen, self := 0, os.Getpid()
 	fmt.Println("ready")
-	for end := time.Now().Add(50 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); {
 		if _, err := os.Stat("/tmp/stop"); err == nil {
 			break
 		}
