@@ -95,7 +95,7 @@ func (b *bench) shim() *Shim {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.t.Cleanup(func() { s.binary.Close() })
+	b.t.Cleanup(s.Close)
 	return s
 }
 
