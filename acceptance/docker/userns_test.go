@@ -80,6 +80,8 @@ func TestUserNamespaces(t *testing.T) {
 	equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.UsernsMode}}", "box"), "")
 	equal(t, "top", owners(e, "top", "box", "-o", "uid"), fmt.Sprintf("UID %d", mappedUID+1000))
 	equal(t, "terminal", strings.TrimSpace(e.Run("run", "--rm", "-t", "owned", "sh", "-c", "echo fine >/dev/tty; stat -c %u $(tty)")), "fine\r\n1000")
+	equal(t, "devices", owners(e, "run", "--rm", "--device", "/dev/null:/dev/mine", "--device", "/dev/zero", "busybox", "sh", "-c",
+		"echo x >/dev/mine && stat -c '%t,%T %u:%g' /dev/mine /dev/null && head -c 3 /dev/zero | wc -c"), "1,3 0:0 1,3 65534:65534 3")
 	e.Fails(125, "not in the map", "run", "--rm", "-u", "70000", "busybox", "id")
 	e.Fails(126, "not in the map", "exec", "-u", "70000", "box", "id")
 	e.Fails(125, "privileged mode is incompatible with user namespaces", "run", "--rm", "--privileged", "busybox", "id")

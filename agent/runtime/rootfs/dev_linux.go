@@ -55,13 +55,7 @@ func (t Tree) device(d *wire.Device, bind bool) error {
 		return err
 	}
 	defer unix.Close(dir)
-	typ := uint32(unix.S_IFCHR)
-	switch d.Type {
-	case 'b':
-		typ = unix.S_IFBLK
-	case 'p':
-		typ = unix.S_IFIFO
-	}
+	typ := d.Kind()
 	// The umask, which is this process's alone, would cut the mode. Setting it
 	// afterwards would take a name that a neighbour may have made a link by then.
 	old := unix.Umask(0)

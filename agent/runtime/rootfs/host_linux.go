@@ -51,7 +51,7 @@ func Detach(p *wire.Program) (fds []int, err error) {
 	// A user namespace may not make nodes: bind the host's.
 	for i := range p.Devices {
 		d := &p.Devices[i]
-		if d.FD, err = clone(d.Path, false); err != nil {
+		if d.FD, err = node(p, d); err != nil {
 			return fds, wire.Fail("bind device "+d.Path, err)
 		}
 		fds = append(fds, d.FD)
@@ -110,6 +110,44 @@ func UserNS(fd int) (int, error) {
 		return aside.OwnerOf(fd)
 	}
 	return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+// node clones the host's node of a device, which mostly has the same path, or
+// one that is made.
+func node(p *wire.Program, d *wire.Device) (int, error) {
+	kind := d.Kind()
+	fd, err := clone(d.Path, false)
+	if err == nil {
+		var st unix.Stat_t
+		if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT == kind && st.Rdev == unix.Mkdev(d.Major, d.Minor) {
+			return fd, nil
+		}
+		unix.Close(fd)
+	}
+	fd = -1
+	aside.Thread(func() {
+		// Where nobody else sees it, on a file system that knows nodes.
+		if err = unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return
+		}
+		if err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return
+		}
+		if err = unix.Mount("tmpfs", "/dev", "tmpfs", 0, "size=4k"); err != nil {
+			return
+		}
+		if err = unix.Mknod("/dev/node", kind, int(unix.Mkdev(d.Major, d.Minor))); err != nil {
+			return
+		}
+		if err = unix.Chmod("/dev/node", d.Mode&0o7777); err != nil {
+			return
+		}
+		if err = unix.Chown("/dev/node", int(p.RootUID), int(p.RootGID)); err != nil {
+			return
+		}
+		fd, err = clone("/dev/node", false)
+	})
+	return fd, err
 }
 
 func clone(path string, recursive bool) (int, error) {

@@ -77,6 +77,17 @@ type Device struct {
 	FD int // in a user namespace: the host's node, to be bound
 }
 
+// Kind is the type as in stat's st_mode (inode(7)).
+func (d *Device) Kind() uint32 {
+	switch d.Type {
+	case 'b':
+		return 0o060000
+	case 'p':
+		return 0o010000
+	}
+	return 0o020000
+}
+
 // KV is a name and a value.
 type KV struct{ Key, Value string }
 
