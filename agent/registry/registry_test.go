@@ -259,8 +259,12 @@ func TestS34BadCertificate(t *testing.T) {
 func TestS26Manifests(t *testing.T) {
 	r := registrytest.New(t, false)
 	c := client(t, Options{})
+	fine := []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageManifest + `","config":{"mediaType":"` + v1.MediaTypeImageConfig + `","digest":"sha256:` + strings.Repeat("a", 64) + `","size":5},"layers":[]}`)
+	if _, err := oci.ParseManifest(fine, v1.MediaTypeImageManifest); err != nil {
+		t.Fatal(err)
+	}
 	for name, body := range map[string][]byte{
-		"null": []byte("null"), "empty": nil, "array": []byte("[]"), "huge": bytes.Repeat([]byte(" "), oci.MaxManifest+1),
+		"null": []byte("null"), "empty": nil, "array": []byte("[]"), "huge": append(fine, bytes.Repeat([]byte(" "), oci.MaxManifest)...),
 		"both": []byte(`{"schemaVersion":2,"config":{},"layers":[],"manifests":[]}`), "schema 1": []byte(`{"schemaVersion":1,"fsLayers":[]}`),
 		"bad digest": []byte(`{"schemaVersion":2,"config":{"digest":"sha256:../../x"},"layers":[]}`),
 		"negative":   []byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `","size":-5},"layers":[]}`),
