@@ -264,7 +264,7 @@ func TestS26Manifests(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, body := range map[string][]byte{
-		"null": []byte("null"), "empty": nil, "array": []byte("[]"), "huge": append(fine, bytes.Repeat([]byte(" "), oci.MaxManifest)...),
+		"null": []byte("null"), "empty": nil, "array": []byte("[]"), "huge": append(fine, bytes.Repeat([]byte(" "), oci.MaxManifest+1-len(fine))...),
 		"both": []byte(`{"schemaVersion":2,"config":{},"layers":[],"manifests":[]}`), "schema 1": []byte(`{"schemaVersion":1,"fsLayers":[]}`),
 		"bad digest": []byte(`{"schemaVersion":2,"config":{"digest":"sha256:../../x"},"layers":[]}`),
 		"negative":   []byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `","size":-5},"layers":[]}`),
