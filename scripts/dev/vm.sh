@@ -85,6 +85,7 @@ inits() {
 		After=basic.target
 		[Service]
 		Environment=HOME=/root
+		ExecStartPre=/bin/mount /dev/vdb /var/tmp
 		Delegate=yes
 		ExecStart=/bin/sh /var/tmp/run
 		ExecStopPost=/bin/systemctl poweroff --force --force
@@ -99,7 +100,7 @@ inits() {
 		case $unit in *.*) ;; *) unit=$unit.service ;; esac
 		ln -sf /dev/null "$1/etc/systemd/system/$unit"
 	done
-	printf '/dev/vda / ext4 defaults 0 0\n/dev/vdb /var/tmp ext4 defaults 0 0\n' >"$1/etc/fstab"
+	: >"$1/etc/fstab" # there is no udev to tell systemd of disks
 	echo vm >"$1/etc/hostname"
 }
 
@@ -119,6 +120,7 @@ if [ ! -e "$base.ext4" ]; then
 	cp "$work/initrd" "$base.initrd"
 	rm -rf "$work/root/var/cache/apt" "$work/root/var/lib/apt/lists"
 	mke2fs -q -q -t ext4 -d "$work/root" "$work/base.ext4" 1500M
+	find "$cache" -name '*.ext4' -o -name '*.kernel' -o -name '*.initrd' | grep -v "^$base" | xargs -r rm -f
 	mv "$work/base.ext4" "$base.ext4" # the last: the cache is whole when it is there
 	rm -rf "$work/root" "$work/image"
 fi
@@ -179,7 +181,7 @@ timeout -k 5 "${VM_TIMEOUT:-2400}" qemu-system-x86_64 -accel tcg,thread=multi -c
 	-drive "file=$base.ext4,if=virtio,format=raw,snapshot=on" -drive "file=$work/disk.ext4,if=virtio,format=raw,cache=unsafe" \
 	</dev/null >"$work/log" 2>&1 &
 vm=$!
-trap 'kill $vm 2>/dev/null; wait; rm -rf "$work"' EXIT # timeout hands the signal on
+trap 'kill $vm 2>/dev/null || :; wait; rm -rf "$work"' EXIT # timeout hands the signal on
 tail -n +1 -s 0.5 -f --pid=$vm "$work/log" | sed -u 's|\r||g' | grep --line-buffered -vE '^ *--- (PASS|SKIP)|^ok$|^PASS$' &
 wait $vm || true
 wait
