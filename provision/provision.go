@@ -214,6 +214,9 @@ func (p *Provisioner) plan(t Target, f facts) (plan, error) {
 	if f["agent_runs"] == "" && len(pl.done) == 0 {
 		pl.done = append(pl.done, "start")
 	}
+	if f["docker"] == "" && len(pl.done) == 0 { // for DOCKER_HOST=ssh://
+		pl.done = append(pl.done, "docker command")
+	}
 	return pl, nil
 }
 

@@ -30,7 +30,7 @@ func main() { os.Exit(run(os.Args)) }
 func run(argv []string) int {
 	args := argv[1:]
 	if filepath.Base(argv[0]) == "docker" {
-		return dialStdio(args)
+		return dialStdio(argv)
 	}
 	if len(args) > 0 {
 		switch args[0] {
@@ -39,7 +39,7 @@ func run(argv []string) int {
 		case "host", "supervise", "copy":
 			return hostMain(args)
 		case "system":
-			return dialStdio(args)
+			return dialStdio(argv)
 		}
 	}
 	if slices.Contains(args, "--version") || slices.Contains(args, "-v") {
