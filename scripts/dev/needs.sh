@@ -16,6 +16,7 @@ want unshare util-linux
 want pgrep procps
 want tmux tmux
 want mkfs.ext4 e2fsprogs
+want strace strace
 want iptables iptables
 want docker docker-cli
 want skopeo skopeo
