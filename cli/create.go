@@ -49,6 +49,8 @@ func sharedFlags() []cli.Flag {
 		&cli.StringFlag{Name: "swarm-host", Value: "tcp://0.0.0.0:3376", Usage: "ip/socket to listen on for Swarm master"},
 		&cli.StringFlag{Name: "swarm-addr", Usage: "addr to advertise for Swarm (default: detect and use the machine IP)"},
 		&cli.BoolFlag{Name: "swarm-experimental", Usage: "Enable Swarm experimental features"},
+		&cli.StringFlag{Name: "custom-install-script", EnvVars: []string{"MACHINE_CUSTOM_INSTALL_SCRIPT"}, Usage: "A script that is run on the host, as root and once, before the engine is put there"},
+		&cli.StringFlag{Name: "hostname-override", EnvVars: []string{"MACHINE_HOSTNAME_OVERRIDE"}, Usage: "Give the host this name (default: it keeps its own)"},
 		&cli.IntFlag{Name: "count", Usage: "Create NAME-1 to NAME-COUNT at once; {n} in the driver's options is the number"},
 		&cli.BoolFlag{Name: "context", Usage: "Make a docker context of the machine's name, too, and remove it with the machine"},
 		&cli.BoolFlag{Name: "resume", Usage: "Go on with a machine whose creation was cut off"},
@@ -143,7 +145,12 @@ func (p *program) create(c *cli.Context) error {
 	}
 	spec := lifecycle.Create{
 		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c, name),
-		SANs: list(c, "tls-san"), Resume: c.Bool("resume"), Context: c.Bool("context"),
+		SANs: list(c, "tls-san"), Resume: c.Bool("resume"), Context: c.Bool("context"), Hostname: c.String("hostname-override"),
+	}
+	if file := c.String("custom-install-script"); file != "" {
+		if spec.Script, err = lifecycle.ReadScript(file); err != nil {
+			return err
+		}
 	}
 	if c.IsSet("count") || c.NArg() > 1 {
 		return p.createMany(c, spec)
@@ -175,6 +182,7 @@ func (p *program) createMany(c *cli.Context, spec lifecycle.Create) error {
 		one := spec
 		one.Name = n
 		one.Options = drivers.Options{}
+		one.Hostname = strings.ReplaceAll(spec.Hostname, "{n}", strconv.Itoa(i+1))
 		for k, v := range spec.Options {
 			if s, ok := v.(string); ok {
 				v = strings.ReplaceAll(s, "{n}", strconv.Itoa(i+1))

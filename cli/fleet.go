@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
@@ -30,6 +31,8 @@ import (
 //	    labels: [role=web]
 //	    engine: [log-level=debug]
 //	    context: true           # a docker context for each
+//	    hostname: web{n}        # what the hosts are to be called
+//	    install-script: host.sh # run on each host before the engine; a path from the file's folder
 type fleetFile struct {
 	Machines map[string]fleetGroup `yaml:"machines"`
 }
@@ -46,6 +49,8 @@ type fleetGroup struct {
 	StorageDrv string         `yaml:"storage-driver"`
 	SANs       []string       `yaml:"tls-sans"`
 	Context    bool           `yaml:"context"`
+	Hostname   string         `yaml:"hostname"`
+	Script     string         `yaml:"install-script"`
 }
 
 func fleetFlags(more ...cli.Flag) []cli.Flag {
@@ -211,7 +216,7 @@ func (p *program) readFleet(file string) (map[string]lifecycle.Create, []string,
 			return nil, nil, fmt.Errorf("%s: %s: %w", file, group, err)
 		}
 		for _, m := range g.members(group) {
-			cr, err := g.create(m.name, m.number, kind)
+			cr, err := g.create(filepath.Dir(file), m, kind)
 			if err != nil {
 				return nil, nil, fmt.Errorf("%s: %s: %w", file, m.name, err)
 			}
@@ -245,7 +250,10 @@ func (g fleetGroup) members(group string) []member {
 	return list
 }
 
-func (g fleetGroup) create(name string, number int, kind drivers.Kind) (lifecycle.Create, error) {
+// create is what one machine of the group is made with. dir is where the
+// fleet's file is.
+func (g fleetGroup) create(dir string, who member, kind drivers.Kind) (lifecycle.Create, error) {
+	number := who.number
 	o := drivers.Options{}
 	for _, f := range kind.Flags {
 		o[f.Name] = f.Value
@@ -264,7 +272,18 @@ func (g fleetGroup) create(name string, number int, kind drivers.Kind) (lifecycl
 		}
 		o[k] = value
 	}
-	return lifecycle.Create{Name: name, Driver: kind.Name, Options: o, SANs: g.SANs, Context: g.Context, Engine: store.EngineOptions{
+	var script []byte
+	if g.Script != "" {
+		file, err := g.Script, error(nil)
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(dir, file)
+		}
+		if script, err = lifecycle.ReadScript(file); err != nil {
+			return lifecycle.Create{}, err
+		}
+	}
+	hostname := strings.ReplaceAll(g.Hostname, "{n}", fmt.Sprint(number))
+	return lifecycle.Create{Name: who.name, Driver: kind.Name, Options: o, SANs: g.SANs, Context: g.Context, Hostname: hostname, Script: script, Engine: store.EngineOptions{
 		Labels: g.Labels, ArbitraryFlags: g.Engine, Env: g.Env, InsecureRegistry: g.Insecure, RegistryMirror: g.Mirrors,
 		StorageDriver: g.StorageDrv, TlsVerify: true,
 	}}, nil

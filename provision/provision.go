@@ -41,6 +41,10 @@ type Target struct {
 	// ask it.
 	Endpoint string
 	TLS      *tls.Config
+	// Script is run on the host as root before the agent comes, once. nil: none.
+	Script []byte
+	// Hostname is what the host is to be called; empty: as it is.
+	Hostname string
 	// Timeout bounds the wait for SSH; 3 minutes when 0.
 	Timeout time.Duration
 }
@@ -164,11 +168,13 @@ func probe(ctx context.Context, cl *ssh.Client, port int) (facts, error) {
 
 // A plan is what has to be done.
 type plan struct {
-	agent   []byte // nil: it is there
-	files   []file
-	restart bool
-	reload  bool
-	done    []string
+	agent    []byte // nil: it is there
+	files    []file
+	restart  bool
+	reload   bool
+	custom   bool // run the user's script
+	hostname bool
+	done     []string
 }
 
 func (p *Provisioner) plan(t Target, f facts) (plan, error) {
@@ -185,6 +191,14 @@ func (p *Provisioner) plan(t Target, f facts) (plan, error) {
 	}
 	if skew := f.skew(time.Now()); skew < -45*time.Minute || skew > 24*time.Hour {
 		return pl, fmt.Errorf("the host's clock is %s off: certificates would not be valid there; set it right first (timedatectl, ntpd)", skew.Round(time.Minute))
+	}
+	if t.Script != nil && !p.CertsOnly && f["sum:"+customFile] != ssh.Sum(t.Script) {
+		pl.custom = true
+		pl.done = append(pl.done, "custom install script")
+	}
+	if t.Hostname != "" && !p.CertsOnly && f["hostname"] != t.Hostname {
+		pl.hostname = true
+		pl.done = append(pl.done, "hostname")
 	}
 	if agent != nil && f["sum:"+agentBin] != ssh.Sum(agent) {
 		pl.agent, pl.restart = agent, true
@@ -225,6 +239,16 @@ func (p *Provisioner) plan(t Target, f facts) (plan, error) {
 func (p *Provisioner) apply(ctx context.Context, cl *ssh.Client, t Target, f facts, pl plan) (*ssh.Client, error) {
 	vars := map[string]string{"INIT": f["init"], "AGENT": agentBin, "SHIM": yes(f["docker"] == ""),
 		"RESTART": yes(pl.restart && f["agent_runs"] != ""), "RELOAD": yes(pl.reload)}
+	if pl.hostname {
+		if err := p.setHostname(ctx, cl, t, f); err != nil {
+			return cl, err
+		}
+	}
+	if pl.custom {
+		if err := p.runCustom(ctx, cl, t, f); err != nil {
+			return cl, err
+		}
+	}
 	if pl.agent != nil {
 		tmp := agentTemp
 		if f.root() != "" {

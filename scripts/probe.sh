@@ -17,6 +17,7 @@ echo "kernel=$2"
 echo "arch=$3"
 case "$2" in x86_64|aarch64|arm*|i?86|riscv*|ppc*|s390*) echo "arch=$2"; echo "kernel=$3" ;; esac
 (. /etc/os-release 2>/dev/null && echo "distro=${PRETTY_NAME:-$ID}")
+echo "hostname=$(uname -n)"
 pid1=$(cat /proc/1/comm 2>/dev/null)
 echo "pid1=$pid1"
 if [ -f /etc/machine/ssh_host_ed25519_key ] || $S test -f /etc/machine/ssh_host_ed25519_key; then echo init=machine
@@ -35,7 +36,8 @@ df -Pk /tmp 2>/dev/null | awk 'NR==2{print "free_tmp=" $4}'
 command -v docker >/dev/null 2>&1 && echo docker=yes
 sums() { for f; do $S test -f "$f" && $S sha256sum "$f"; done 2>/dev/null; }
 sums /usr/local/bin/machine-agent /etc/docker/ca.pem /etc/docker/server.pem /etc/docker/server-key.pem \
-	/etc/systemd/system/machine-agent.service /etc/init.d/machine-agent /etc/machine-agent/args /etc/machine-agent/env |
+	/etc/systemd/system/machine-agent.service /etc/init.d/machine-agent /etc/machine-agent/args /etc/machine-agent/env \
+	/etc/machine-agent/custom-install |
 	while read -r sum file; do echo "sum:$file=$sum"; done
 # Who listens on the engine's port, read without ss or netstat.
 hex=$(printf '%04X' "$PORT")

@@ -81,6 +81,16 @@ func (m *Manager) diff(mc *Machine, want Create) ([]difference, error) {
 	if is.StorageDriver != should.StorageDriver {
 		diffs = append(diffs, difference{what: "storage driver", from: is.StorageDriver, to: should.StorageDriver})
 	}
+	if from, to := mc.HostOptions.HostnameOverride, want.Hostname; from != to {
+		if to == "" {
+			to = "the host's own"
+		}
+		diffs = append(diffs, difference{what: "hostname", from: from, to: to})
+	}
+	script, err := m.script(mc)
+	if err != nil || !bytes.Equal(script, want.Script) {
+		diffs = append(diffs, difference{what: "install script", from: scriptName(script), to: scriptName(want.Script)})
+	}
 	if want.Context && !m.HasContext(mc.Name) {
 		diffs = append(diffs, difference{what: "docker context", from: "none", to: mc.Name})
 	}
@@ -167,6 +177,10 @@ func (m *Manager) Change(ctx context.Context, want Create) error {
 		installURL := mc.HostOptions.EngineOptions.InstallURL
 		mc.HostOptions.EngineOptions, mc.HostOptions.AuthOptions.ServerCertSANs = want.Engine, want.SANs
 		mc.HostOptions.EngineOptions.InstallURL = installURL
+		mc.HostOptions.HostnameOverride = want.Hostname
+		if err := m.keepScript(mc, want.Script); err != nil {
+			return err
+		}
 		if err := mc.Save(); err != nil {
 			return err
 		}

@@ -22,6 +22,10 @@ type Create struct {
 	Engine  store.EngineOptions
 	Swarm   store.SwarmOptions
 	SANs    []string
+	// Script is run on the host as root before the agent comes; nil: none.
+	Script []byte
+	// Hostname is the host's name; empty: it keeps its own.
+	Hostname string
 	// Resume goes on with a machine whose creation was cut off.
 	Resume bool
 	// Context makes a docker context of the machine's name, too.
@@ -52,6 +56,9 @@ func (m *Manager) Create(ctx context.Context, c Create) error {
 	if c.Resume {
 		return m.resume(ctx, c.Name)
 	}
+	if err := c.checkHostname(); err != nil {
+		return err
+	}
 	if c.Context {
 		if err := m.contextFree(c.Name); err != nil {
 			return err
@@ -75,7 +82,7 @@ func (m *Manager) Create(ctx context.Context, c Create) error {
 		}
 	}
 	in := store.Intent{Op: "create", Step: "driver", Started: time.Now()}
-	if err := errors.Join(m.Store.Begin(c.Name, in), mc.Save()); err != nil {
+	if err := errors.Join(m.Store.Begin(c.Name, in), m.keepScript(mc, c.Script), mc.Save()); err != nil {
 		return errors.Join(err, m.Store.Remove(c.Name))
 	}
 	if c.Context {
@@ -105,6 +112,7 @@ func (m *Manager) newMachine(c Create, kind drivers.Kind) (*Machine, error) {
 			ServerKeyPath:  dir + string(os.PathSeparator) + "server-key.pem",
 			StorePath:      dir, ServerCertSANs: c.SANs,
 		},
+		HostnameOverride: c.Hostname,
 	}}
 	mc, err := m.open(rec)
 	if err != nil {
@@ -238,11 +246,15 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 	if err != nil {
 		return provision.Result{}, err
 	}
+	script, err := m.script(mc)
+	if err != nil {
+		return provision.Result{}, err
+	}
 	eo := mc.HostOptions.EngineOptions
 	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly, NeedAgent: o.needAgent, Version: m.AgentVersion, Newer: o.newer}
 	return p.Run(ctx, provision.Target{
 		Machine: mc.Name, Driver: mc.DriverName, SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
-		Endpoint: endpoint, TLS: tlsConf,
+		Endpoint: endpoint, TLS: tlsConf, Script: script, Hostname: mc.HostOptions.HostnameOverride,
 		Engine: provision.Engine{
 			Port: portOf(endpoint), Labels: eo.Labels, Options: eo.ArbitraryFlags, InsecureRegistry: eo.InsecureRegistry,
 			RegistryMirror: eo.RegistryMirror, StorageDriver: eo.StorageDriver, Env: eo.Env,

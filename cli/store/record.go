@@ -29,6 +29,9 @@ type HostOptions struct {
 	EngineOptions EngineOptions
 	SwarmOptions  SwarmOptions
 	AuthOptions   AuthOptions
+	// Rancher's: the script's copy in the machine's folder, and the host's name.
+	CustomInstallScript string `json:",omitempty"`
+	HostnameOverride    string `json:",omitempty"`
 }
 
 // EngineOptions configure the engine.
