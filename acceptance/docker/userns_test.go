@@ -76,6 +76,7 @@ func TestUserNamespaces(t *testing.T) {
 	equal(t, "volume", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data/x")), fmt.Sprintf("%d:%d", mappedUID+5, mappedGID+6))
 	equal(t, "copied up", owners(e, "run", "--rm", "-v", "filled:/data", "owned", "stat", "-c", "%u:%g", "/data", "/data/u"), "7:0 1000:2000")
 	equal(t, "an image mounted", owners(e, "run", "--rm", "--mount", "type=image,src=owned,dst=/img", "busybox", "stat", "-c", "%u:%g", "/img/data", "/img/data/u"), "7:0 1000:2000")
+	equal(t, "a part of it", owners(e, "run", "--rm", "--mount", "type=image,src=owned,dst=/img,image-subpath=data", "busybox", "stat", "-c", "%u:%g", "/img", "/img/u"), "7:0 1000:2000")
 	equal(t, "mounts", owners(e, "run", "--rm", "busybox", "sh", "-c", "awk '$2 ~ \"^/(proc|sys|dev/mqueue|dev/pts)$\" {print $3}' /proc/mounts | sort"), "devpts mqueue proc sysfs")
 	equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.UsernsMode}}", "box"), "")
 	equal(t, "top", owners(e, "top", "box", "-o", "uid"), fmt.Sprintf("UID %d", mappedUID+1000))

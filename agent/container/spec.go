@@ -436,7 +436,7 @@ func specMount(mt Mount) (specs.Mount, func(), error) {
 		}
 		return out, nil, nil
 	case mount.TypeImage:
-		out.Options = []string{"rbind", "rprivate", "ro"}
+		out.Source, out.Options = mt.Subpath, []string{"rbind", "rprivate", "ro"}
 		return out, nil, nil
 	}
 	bind := "rbind"

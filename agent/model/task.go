@@ -63,7 +63,7 @@ type Bundle struct {
 	ID      string
 	Dir     string // the task's own directory, made by the caller's Create, 0700
 	Rootfs  Rootfs
-	Images  map[string]Rootfs // what is mounted at these destinations of Spec.Mounts, instead of a source
+	Images  map[string]Rootfs // what is mounted at these destinations of Spec.Mounts; their source is a path in it
 	Process Process
 	Spec    *specs.Spec // Hostname, Domainname, Mounts, Linux.*; Process and Root are ignored
 	// NetNS is the path of the network namespace to join; empty makes a new,

@@ -40,6 +40,7 @@ func mounts(b *model.Bundle, spec *specs.Spec, p *wire.Program, g *cgroup.Group)
 	for i := range spec.Mounts {
 		s := spec.Mounts[i]
 		img, isImage := b.Images[s.Destination]
+		inside := strings.Trim(s.Source, "/")
 		if isImage {
 			s.Source = "/"
 		}
@@ -48,7 +49,7 @@ func mounts(b *model.Bundle, spec *specs.Spec, p *wire.Program, g *cgroup.Group)
 			return err
 		}
 		if isImage {
-			m.Lower = img.Lower
+			m.Lower, m.Sub = img.Lower, inside
 		}
 		if m.Kind == wire.MountCgroup && p.Clone&unix.CLONE_NEWCGROUP == 0 || m.Kind == wire.MountCgroup && !v2(g) {
 			names, dirs := g.Dirs()

@@ -211,6 +211,11 @@ func newFS(typ, source string, data []string, attrs uint64) (int, error) {
 }
 
 func (t Tree) bind(m *wire.Mount) error {
+	if m.Sub != "" {
+		if err := part(m); err != nil {
+			return wire.Fail(m.Sub+" of the image", err)
+		}
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(m.FD, &st); err != nil {
 		return err
@@ -234,6 +239,28 @@ func (t Tree) bind(m *wire.Mount) error {
 		}
 	}
 	return unix.MoveMount(m.FD, "", target, "", emptyBoth)
+}
+
+// part leaves of a mount what is at Sub. It can be cloned from where the mount
+// is attached only; it is, for as long, out of the container's way.
+func part(m *wire.Mount) error {
+	const aside = "/sys"
+	if err := unix.MoveMount(m.FD, "", unix.AT_FDCWD, aside, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return err
+	}
+	defer unix.Unmount(aside, unix.MNT_DETACH)
+	at, err := Tree{m.FD}.openIn(m.Sub, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	fd, err := unix.OpenTree(at, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	unix.Close(m.FD)
+	m.FD = fd
+	return nil
 }
 
 // cgroup shows the container its own cgroups: the detached mounts of v1's

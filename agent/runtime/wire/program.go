@@ -59,6 +59,7 @@ type Mount struct {
 	Recursive   bool     // bind submounts too
 	Propagation uint64   // MS_*; 0 is private
 	Lower       []string // of a bind: layers to bind an overlay of, instead of Source
+	Sub         string   // of Lower: the path in the overlay to bind; empty for all
 	CopyUp      bool     // a tmpfs starts with what the image has there
 	Cgroup      []KV     // v1: controller name to directory; v2: "" to directory
 
@@ -185,6 +186,7 @@ func codeMount(c *Codec, m *Mount) {
 	c.Bool(&m.Recursive)
 	c.U64(&m.Propagation)
 	c.Strs(&m.Lower)
+	c.Str(&m.Sub)
 	c.Bool(&m.CopyUp)
 	List(c, &m.Cgroup, codeKV)
 	c.Int(&m.FD)
