@@ -135,6 +135,8 @@ func TestTmux(t *testing.T) {
 	e.Eventually("it was interrupted", func() bool { return !strings.Contains(e.Run("top", "box"), "sleep 1000") })
 	p.until("echo alive$((3+4))", "alive7")
 	p.typed("cat >/tmp/in")
+	// Before, the shell has not given the terminal back: it would be no line.
+	e.Eventually("cat reads", func() bool { return strings.Contains(e.Run("top", "box"), "cat") })
 	p.typed("one line")
 	p.keys("C-d")
 	p.typed("echo ended; wc -l </tmp/in")
