@@ -35,6 +35,17 @@ func shutdown(e *engine.Engine, dir string) {
 	}
 }
 
+// letGo ends all that runs on the host, and with it all that holds the disk.
+func letGo(e *engine.Engine, data, disk string) {
+	e.T.Helper()
+	e.HostRun("sh", "-c", "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done")
+	e.Eventually("the disk is let go", func() bool {
+		e.HostRun("umount", data)
+		out, _ := e.HostRun("losetup", "-j", disk)
+		return out == ""
+	})
+}
+
 // TestF31PowerCut: what the API has acknowledged is there after a power cut,
 // and what it has not is there whole or not at all.
 func TestF31PowerCut(t *testing.T) {
@@ -72,12 +83,7 @@ func TestF31PowerCut(t *testing.T) {
 		shutdown(e, data)
 		e.Kill()
 		<-cut
-		e.HostRun("sh", "-c", "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done")
-		e.Eventually("the disk is let go", func() bool { // by what ran, and by its mounts
-			e.HostRun("umount", data)
-			out, _ := e.HostRun("losetup", "-j", disk)
-			return out == ""
-		})
+		letGo(e, data, disk)
 		mount()
 		e.Start()
 		for i := range round + 1 {

@@ -103,6 +103,17 @@ func snapshot(t testing.TB, dir string) string {
 	return strings.Join(out, "\n")
 }
 
+// plant has what is made at in/p/made turn into a link before its mode is set,
+// and takes it away, so that it is made anew.
+func plant(in, out string) {
+	link, name := filepath.Join(in, "link"), filepath.Join(in, "p", "made")
+	os.Symlink(out, link)
+	if unix.Renameat2(unix.AT_FDCWD, link, unix.AT_FDCWD, name, unix.RENAME_EXCHANGE) == nil {
+		os.RemoveAll(link)
+	}
+	os.Remove(name)
+}
+
 // TestS20CopySymlinkSwap: a container swaps a directory for a symlink to the
 // host while files are copied in and out; the host's never move.
 func TestS20CopySymlinkSwap(t *testing.T) {
@@ -130,16 +141,10 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	os.Chmod(out, 0o700)
 	before = snapshot(t, out)
 	planted := make(chan struct{})
-	go func() { // what is made turns into a link before its mode is set
+	go func() {
 		defer close(planted)
-		link, name := filepath.Join(in, "link"), filepath.Join(in, "p", "made")
 		for !stop.Load() {
-			os.Symlink(out, link)
-			if unix.Renameat2(unix.AT_FDCWD, link, unix.AT_FDCWD, name, unix.RENAME_EXCHANGE) == nil {
-				unix.Rmdir(link)
-				os.RemoveAll(link)
-			}
-			os.Remove(name)
+			plant(in, out)
 		}
 	}()
 	r := openDir(t, in)

@@ -211,15 +211,16 @@ func (t tree) sound(ctx context.Context, rows []row) (bad bool) {
 		fmt.Println(err)
 		return true
 	}
-	runs := map[string][]string{}
+	done := map[string]bool{}
 	for _, r := range rows {
-		runs[r.pkg] = append(runs[r.pkg], r.run)
-	}
-	for pkg, run := range runs {
-		o := t.test(ctx, pkg, strings.Join(run, "|"))
+		if done[r.pkg+r.run] || ctx.Err() != nil {
+			continue
+		}
+		done[r.pkg+r.run] = true
+		o := t.test(ctx, r.pkg, r.run)
 		if len(o.failed) > 0 || o.passed == 0 || o.other != "" {
 			bad = true
-			fmt.Printf("%s fails without sabotage: %v %.2000s\n", pkg, o.failed, o.other)
+			fmt.Printf("%s of %s fails without sabotage: %v %.2000s\n", r.run, r.pkg, o.failed, o.other)
 		}
 	}
 	return bad
