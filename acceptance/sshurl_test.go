@@ -51,7 +51,10 @@ func TestDockerHostSSH(t *testing.T) {
 	for name, key := range map[string]string{"web": h.Key, "dev": filepath.Join(store, "machines/dev/id_ed25519")} {
 		url := "ssh://root@" + machine("ip", name)
 		keyed := append(env, "SSH_TEST_KEY="+key)
-		docker := func(args ...string) string { t.Helper(); return must(keyed, "docker", append([]string{"-H", url}, args...)...) }
+		docker := func(args ...string) string {
+			t.Helper()
+			return must(keyed, "docker", append([]string{"-H", url}, args...)...)
+		}
 		if got, want := docker("version", "-f", "{{.Server.Version}}"), machine("version", name); got != want {
 			t.Errorf("%s: version %q, want %q", name, got, want)
 		}
