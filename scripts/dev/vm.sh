@@ -13,7 +13,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 export CGO_ENABLED=0 PATH="$PATH:/usr/sbin:/sbin"
-[ $# -gt 0 ] || set -- ./agent/runtime/... ./agent/layer/... ./agent/network/... ./agent/container ./agent/shim ./acceptance/vm ./acceptance/docker
+[ $# -gt 0 ] || set -- ./agent/runtime/... ./agent/layer/... ./agent/network/... ./agent/container ./agent/shim ./agent/host ./acceptance/vm
 for need in qemu-system-x86_64 debootstrap mke2fs docker; do
 	command -v $need >/dev/null || { echo "vm.sh: $need is missing: apt-get install qemu-system-x86 debootstrap e2fsprogs docker-cli" >&2; exit 1; }
 done

@@ -111,7 +111,7 @@ func (g *Group) statsV2(st *model.Stats) {
 	st.Periods, st.Throttled, st.ThrottledTime = p["nr_periods"], p["nr_throttled"], p["throttled_usec"]*1000
 	st.MemUsage, st.MemMaxUsage = num(read(d, "memory.current")), num(read(d, "memory.peak"))
 	st.MemLimit = num(read(d, "memory.max"))
-	st.MemFailcnt = pairs(read(d, "memory.events"))["max"]
+	st.MemFailcnt = pairs(read(d, "memory.events"))["oom"] // as Docker has it
 	st.MemStats = pairs(read(d, "memory.stat"))
 	st.PidsCurrent, st.PidsLimit = num(read(d, "pids.current")), num(read(d, "pids.max"))
 	for _, line := range strings.Split(read(d, "io.stat"), "\n") {
