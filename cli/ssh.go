@@ -54,21 +54,17 @@ func (p *program) ssh(c *cli.Context) error {
 		line.Stdin, line.Stdout, line.Stderr = p.stdin, p.stdout, p.stderr
 		return p.sshStatus(c, p.m.Login(c.Context, mc, line))
 	}
-	opts, err := sshOptions(c.Context, mc)
+	argv, err := p.sshOptions(c.Context, mc)
 	if err != nil {
 		return err
 	}
-	conf, err := mc.SSH(c.Context)
-	if err != nil {
-		return err
-	}
-	argv := append(opts, "-p", strconv.Itoa(conf.Port), conf.User+"@"+conf.Host)
 	return p.sshStatus(c, p.run(c.Context, bin, append(argv, args...)...))
 }
 
-// sshOptions are for the computer's own ssh. The host's key is checked against
-// the machine's file: what it first showed is what it has to show.
-func sshOptions(ctx context.Context, mc *lifecycle.Machine) ([]string, error) {
+// sshOptions are for the computer's own ssh, and say where to. The host's key
+// is checked against the machine's file: what it first showed is what it has to
+// show.
+func (p *program) sshOptions(ctx context.Context, mc *lifecycle.Machine) ([]string, error) {
 	conf, err := mc.SSH(ctx)
 	if err != nil {
 		return nil, err
@@ -77,17 +73,21 @@ func sshOptions(ctx context.Context, mc *lifecycle.Machine) ([]string, error) {
 	if _, err := os.Stat(conf.KnownHosts); err != nil {
 		strict = "accept-new" // a machine of docker-machine's
 	}
-	opts := []string{"-F", os.DevNull, "-o", "ConnectionAttempts=3", "-o", "ConnectTimeout=10", "-o", "ControlMaster=no",
+	file, host, err := jumpConfig(mc, conf, p.m.Store.MachineDir(mc.Name))
+	if err != nil {
+		return nil, err
+	}
+	if file == "" {
+		file = os.DevNull
+	}
+	opts := []string{"-F", file, "-o", "ConnectionAttempts=3", "-o", "ConnectTimeout=10", "-o", "ControlMaster=no",
 		"-o", "ControlPath=none", "-o", "LogLevel=ERROR", "-o", "PasswordAuthentication=no", "-o", "ServerAliveInterval=60",
 		"-o", "StrictHostKeyChecking=" + strict, "-o", "UserKnownHostsFile=" + sshConfQuote(conf.KnownHosts),
 		"-o", "GlobalKnownHostsFile=" + os.DevNull, "-o", "HostKeyAlias=" + conf.Alias, "-o", "CheckHostIP=no"}
 	if conf.Key != "" {
 		opts = append(opts, "-o", "IdentitiesOnly=yes", "-i", conf.Key)
 	}
-	if a, err := mc.Driver.Address(ctx); err == nil && a.SSH.Jump != "" {
-		opts = append(opts, "-J", a.SSH.Jump)
-	}
-	return opts, nil
+	return append(opts, "-p", strconv.Itoa(conf.Port), conf.User+"@"+host), nil
 }
 
 func sshConfQuote(s string) string {
@@ -143,11 +143,7 @@ func (p *program) mount(c *cli.Context) error {
 		point = path
 	}
 	if c.Bool("unmount") {
-		bin, err := exec.LookPath("fusermount")
-		if err != nil {
-			return fmt.Errorf("mount: %w: install fuse", err)
-		}
-		return p.run(c.Context, bin, "-u", point)
+		return p.unmount(c.Context, point)
 	}
 	bin, err := exec.LookPath("sshfs")
 	if err != nil {
@@ -162,10 +158,32 @@ func (p *program) mount(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	file, host, err := jumpConfig(mc, conf, p.m.Store.MachineDir(mc.Name))
+	if err != nil {
+		return err
+	}
 	args := []string{"-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=" + sshConfQuote(conf.KnownHosts),
 		"-o", "HostKeyAlias=" + conf.Alias, "-p", strconv.Itoa(conf.Port)}
 	if conf.Key != "" {
 		args = append(args, "-o", "IdentitiesOnly=yes", "-o", "IdentityFile="+conf.Key)
 	}
-	return p.run(c.Context, bin, append(args, conf.User+"@"+conf.Host+":"+path, point)...)
+	if file != "" {
+		args = append(args, "-F", file)
+	}
+	return p.run(c.Context, bin, append(args, conf.User+"@"+host+":"+path, point)...)
+}
+
+// unmount ends a mount as FUSE's user, or, where FUSE has no program for that,
+// with the system's own.
+func (p *program) unmount(ctx context.Context, point string) error {
+	for _, name := range []string{"fusermount", "fusermount3"} {
+		if bin, err := exec.LookPath(name); err == nil {
+			return p.run(ctx, bin, "-u", point)
+		}
+	}
+	bin, err := exec.LookPath("umount")
+	if err != nil {
+		return fmt.Errorf("mount: %w: install fuse", err)
+	}
+	return p.run(ctx, bin, point)
 }

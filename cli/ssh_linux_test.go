@@ -186,7 +186,49 @@ func TestJumpHost(t *testing.T) {
 	if got := inner.Exec("cat /srv/there"); got != strings.TrimSpace(text) {
 		t.Errorf("copied: %q", got)
 	}
+	// The computer's own ssh goes the same way.
+	if got := must(t, "--native-ssh=false", "ssh", "web", "echo $SSH_CLIENT"); !strings.HasPrefix(got, jump.IP+" ") {
+		t.Errorf("by the ssh program: the host sees %q, not the jump host", got)
+	}
+	mounts(t, inner)
 	must(t, "rm", "-y", "web")
 	must(t, "create", "-d", "generic", "--generic-ip-address", inner.IP, "--generic-ssh-key", inner.Key, "--generic-ssh-jump", "root@"+jump.IP, "web")
 	must(t, "rm", "-y", "web")
+}
+
+// mounts mounts a folder of the machine web, which is h: by a stand-in that
+// goes to the host with the options that it was given, and by sshfs if it is
+// installed and the kernel lets it.
+func mounts(t *testing.T, h *hosts.Host) {
+	t.Helper()
+	h.Exec("mkdir -p /srv/shared; echo over there >/srv/shared/file")
+	point := t.TempDir()
+	_, err := exec.LookPath("sshfs")
+	if fuse, err2 := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err == nil && err2 == nil {
+		_ = fuse.Close()
+		must(t, "mount", "web:/srv/shared", point)
+		if data, err := os.ReadFile(filepath.Join(point, "file")); err != nil || string(data) != "over there\n" {
+			t.Errorf("sshfs: %v %q", err, data)
+		}
+		must(t, "mount", "-u", "web:/srv/shared", point)
+		if list, err := os.ReadDir(point); err != nil || len(list) != 0 {
+			t.Errorf("after mount -u: %v %v", err, list)
+		}
+	}
+	bin := t.TempDir()
+	text := `#!/bin/bash
+opts=()
+while [ $# -gt 2 ]; do
+	case $1 in -o|-F|-p) opts+=("$1" "$2"); shift 2 ;; *) echo "strange option $1" >&2; exit 2 ;; esac
+done
+ssh -x -a -oClearAllForwardings=yes "${opts[@]}" "${1%%:*}" "cat ${1#*:}/file" >"$2/copy"
+`
+	if err := os.WriteFile(filepath.Join(bin, "sshfs"), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	must(t, "mount", "web:/srv/shared", point)
+	if data, err := os.ReadFile(filepath.Join(point, "copy")); err != nil || string(data) != "over there\n" {
+		t.Errorf("stand-in of sshfs: %v %q", err, data)
+	}
 }
