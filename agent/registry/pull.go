@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -231,37 +232,95 @@ type blobReader struct {
 	watch  *time.Timer
 }
 
-// open asks for the bytes from off on.
+// open asks for the bytes from off on. A foreign layer, which the registry may
+// not have, comes from where its descriptor says.
 func (b *blobReader) open() error {
-	return b.c.each(b.ctx, b.r, false, func(e endpoint) error {
-		h := http.Header{}
-		if b.off > 0 { // closed: some registries refuse an open range
-			h.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.d.Size-1))
-		}
-		resp, err := b.c.do(b.ctx, e, call{method: http.MethodGet, path: b.r.path + "/blobs/" + b.d.Digest.String(), header: h, scope: pullScope(b.r), auth: b.auth})
+	err := b.c.each(b.ctx, b.r, false, func(e endpoint) error {
+		resp, err := b.c.do(b.ctx, e, call{method: http.MethodGet, path: b.r.path + "/blobs/" + b.d.Digest.String(), header: b.wanted(), scope: pullScope(b.r), auth: b.auth})
 		if err != nil {
 			return unavailable(e, err)
 		}
-		b.skip = 0
-		switch resp.StatusCode {
-		case http.StatusOK:
-			b.skip = b.off
-			if n := resp.ContentLength; n >= 0 && n != b.d.Size {
-				resp.Body.Close()
-				return fault.Invalid.Errorf("blob %s has %d bytes instead of %d", b.d.Digest, n, b.d.Size)
-			}
-		case http.StatusPartialContent:
-			if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", b.off)) {
-				resp.Body.Close()
-				return fault.Unavailable.Errorf("registry %s answered with the range %.60q", e.base.Host, got)
-			}
-		default:
-			defer resp.Body.Close()
-			return apiError(resp, "blob "+b.d.Digest.String())
-		}
-		b.body = resp.Body
-		return nil
+		return b.take(e, resp)
 	})
+	if err != nil && len(b.d.URLs) > 0 && fault.Is(err, fault.NotFound) {
+		return b.foreign(err)
+	}
+	return err
+}
+
+func (b *blobReader) wanted() http.Header {
+	h := http.Header{}
+	if b.off > 0 { // closed: some registries refuse an open range
+		h.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.d.Size-1))
+	}
+	return h
+}
+
+// take has the body read from now on.
+func (b *blobReader) take(e endpoint, resp *http.Response) error {
+	b.skip = 0
+	switch resp.StatusCode {
+	case http.StatusOK:
+		b.skip = b.off
+		if n := resp.ContentLength; n >= 0 && n != b.d.Size {
+			resp.Body.Close()
+			return fault.Invalid.Errorf("blob %s has %d bytes instead of %d", b.d.Digest, n, b.d.Size)
+		}
+	case http.StatusPartialContent:
+		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", b.off)) {
+			resp.Body.Close()
+			return fault.Unavailable.Errorf("registry %s answered with the range %.60q", e.base.Host, got)
+		}
+	default:
+		defer resp.Body.Close()
+		return apiError(resp, "blob "+b.d.Digest.String())
+	}
+	b.body = resp.Body
+	return nil
+}
+
+// maxURLs bounds the places that a manifest can send us to.
+const maxURLs = 4
+
+// foreign opens the first of the descriptor's URLs that has the blob: without
+// credentials, which are the registry's alone, and over TLS, or the host must
+// be listed as insecure. Source: descriptor.md of the OCI image spec, "urls".
+func (b *blobReader) foreign(missing error) error {
+	err := missing
+	for _, raw := range b.d.URLs[:min(len(b.d.URLs), maxURLs)] {
+		u, perr := url.Parse(raw)
+		if perr != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
+			err = fault.Invalid.Errorf("foreign layer %s: %.200q is no place to fetch it from", b.d.Digest, raw)
+			continue
+		}
+		e := endpoint{base: &url.URL{Scheme: u.Scheme, Host: u.Host}, insecure: b.c.IsInsecure(b.ctx, u.Host)}
+		if u.Scheme == "http" && !e.insecure {
+			err = fault.Forbidden.Errorf("foreign layer %s: %s is not encrypted and not among the insecure registries", b.d.Digest, u.Host)
+			continue
+		}
+		if err = b.fetch(e, u); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func (b *blobReader) fetch(e endpoint, u *url.URL) error {
+	h, err := b.c.client(e)
+	if err != nil {
+		return err
+	}
+	r, err := http.NewRequestWithContext(b.ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return fault.Invalid.Errorf("foreign layer %s: %w", b.d.Digest, err)
+	}
+	r.Header = b.wanted()
+	r.Header.Set("User-Agent", b.c.o.UserAgent)
+	resp, err := h.Do(r)
+	if err != nil {
+		return unavailable(e, err)
+	}
+	return b.take(e, resp)
 }
 
 func (b *blobReader) Read(p []byte) (int, error) {
