@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
@@ -82,13 +81,15 @@ func (c *Client) terminal(s *ssh.Session, in *os.File, ours bool) (restore func(
 		return nil, fmt.Errorf("terminal: %w", err)
 	}
 	stop, done := make(chan struct{}), make(chan struct{})
+	resized, forget := resizes()
 	go func() {
 		defer close(done)
+		defer forget()
 		for {
 			select {
 			case <-stop:
 				return
-			case <-time.After(250 * time.Millisecond):
+			case <-resized:
 			}
 			if w2, h2, err := term.GetSize(fd); err == nil && (w2 != w || h2 != h) {
 				w, h = w2, h2
