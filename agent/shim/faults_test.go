@@ -113,7 +113,7 @@ func TestF42StuckReader(t *testing.T) {
 	must(t, k.Start(ctxOf(t)))
 	_, errs := collect(s)()
 	await(t, k)
-	if worst, err := strconv.Atoi(strings.TrimSpace(errs)); err != nil || worst > 100 {
+	if worst, err := strconv.Atoi(strings.TrimSpace(errs)); err != nil || worst > 2000 { // one that waits for the reader waits for ever
 		t.Errorf("a line took %q ms", errs)
 	}
 	if kb := rss(k.(*task).shim); kb > 8<<10 {

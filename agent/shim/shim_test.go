@@ -167,7 +167,7 @@ func TestStartErrors(t *testing.T) {
 
 func TestLoad(t *testing.T) {
 	b := newBench(t)
-	bu := b.bundle("sh", "-c", "sleep 0.3; exit 9")
+	bu := b.bundle("sh", "-c", "until [ -e /tmp/go ]; do sleep 0.05; done; exit 9")
 	k := b.start(bu)
 	bu2 := b.bundle("sh", "-c", "exit 8")
 	k2 := b.start(bu2)
@@ -183,6 +183,7 @@ func TestLoad(t *testing.T) {
 	if out, _, _ := execIn(t, again, model.Process{Args: []string{"echo", "hi"}}); out != "hi\n" {
 		t.Errorf("exec after load: %q", out)
 	}
+	execIn(t, again, model.Process{Args: []string{"touch", "/tmp/go"}, Env: []string{"PATH=/bin"}})
 	if st := await(t, again); st.Code != 9 {
 		t.Errorf("exit %d, want 9", st.Code)
 	}
