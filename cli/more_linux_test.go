@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,6 +59,11 @@ func testSCP(t *testing.T, version string) {
 	if err := os.WriteFile(filepath.Join(dir, "src", "big"), []byte(big), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	other := filepath.Join(dir, "other")
+	if err := errors.Join(os.Mkdir(other, 0o755), os.WriteFile(filepath.Join(other, "in"), []byte("linked"), 0o600),
+		os.Symlink("../other", filepath.Join(dir, "src", "linked")), os.Symlink(dir+"/src", filepath.Join(other, "back"))); err != nil {
+		t.Fatal(err)
+	}
 	if code, _, errs := machine(t, "scp", dir+"/src", "web:/srv/x"); code == 0 || !strings.Contains(errs, "use -r") {
 		t.Errorf("folder without -r: %d %s", code, errs)
 	}
@@ -76,6 +82,9 @@ func testSCP(t *testing.T, version string) {
 		}
 		must(t, "rm", "-y", "web2")
 	}
+	if err := os.Remove(filepath.Join(other, "back")); err != nil { // had no end, and was left out
+		t.Fatal(err)
+	}
 	out, err := exec.Command("diff", "-r", dir+"/src", dir+"/c").CombinedOutput()
 	if err != nil {
 		t.Errorf("what came back differs: %s", out)
@@ -86,6 +95,17 @@ func testSCP(t *testing.T, version string) {
 	_, _, errs := machine(t, "scp", "-r", "-d", "dev:/srv/b/.", dir+"/c")
 	if !strings.HasPrefix(errs, "0 B sent") {
 		t.Errorf("-d copied again: %s", errs)
+	}
+	if version == "fake-1" { // what is new at the beginning is all that travels
+		if err := os.WriteFile(filepath.Join(dir, "src", "big"), []byte("0123"+big), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, errs := machine(t, "scp", "-d", dir+"/src/big", "web:/srv/a/big"); !strings.HasPrefix(errs, "4 B sent, 3.2 MB kept") {
+			t.Errorf("-d of a longer file: %s", errs)
+		}
+		if got, want := h.Exec("wc -c </srv/a/big"), "3200004"; got != want {
+			t.Errorf("the file has %s bytes, not %s", got, want)
+		}
 	}
 	must(t, "rm", "-y", "dev", "web")
 }

@@ -126,12 +126,14 @@ func (r *receiver) plain() error {
 // the other takes what comes: neither waits for the other's buffers.
 func (r *receiver) delta() error {
 	var files []entry
+	rolls := false
 	for {
 		kind, payload, err := r.recv()
 		if err != nil {
 			return err
 		}
 		if kind == kindDone {
+			rolls = string(payload) == rolling
 			break
 		}
 		e, err := decode(payload)
@@ -152,7 +154,7 @@ func (r *receiver) delta() error {
 	var wg sync.WaitGroup
 	var asked Stats
 	var askErr error
-	wg.Go(func() { asked, askErr = r.ask(files) })
+	wg.Go(func() { asked, askErr = r.ask(files, rolls) })
 	err := r.plain()
 	// The sender ends only after all was asked. After an error it may not
 	// read any more: the stream is closed under who asks.
@@ -165,8 +167,9 @@ func (r *receiver) delta() error {
 	return errors.Join(err, askErr)
 }
 
-// ask wants each file that is not the same in size and time.
-func (r *receiver) ask(files []entry) (stats Stats, err error) {
+// ask wants each file that is not the same in size and time. rolls says that
+// the sender finds blocks wherever they are.
+func (r *receiver) ask(files []entry, rolls bool) (stats Stats, err error) {
 	for i, e := range files {
 		name := r.name(e)
 		fi, err := r.root.Stat(name)
@@ -175,13 +178,13 @@ func (r *receiver) ask(files []entry) (stats Stats, err error) {
 			stats.Kept += e.size
 			continue
 		}
-		want := binary.AppendUvarint(nil, uint64(i))
-		if err == nil && fi.Mode().IsRegular() {
-			if want, err = r.hashes(want, name, e.size); err != nil {
+		want, kind := binary.AppendUvarint(nil, uint64(i)), byte(kindWant)
+		if err == nil && fi.Mode().IsRegular() && fi.Size() > 0 {
+			if want, kind, err = r.hashes(want, name, e.size, rolls); err != nil {
 				return stats, err
 			}
 		}
-		err = r.send(kindWant, want)
+		err = r.send(kind, want)
 		if len(want) > 4096 && err == nil {
 			err = r.flush() // it has to read long: let the sender begin
 		}
@@ -193,13 +196,19 @@ func (r *receiver) ask(files []entry) (stats Stats, err error) {
 }
 
 // hashes appends those of the blocks that are there, as many as the new file
-// can use and a frame holds.
-func (r *receiver) hashes(want []byte, name string, size int64) ([]byte, error) {
+// can use and a frame holds. It returns the kind of frame that they are for.
+func (r *receiver) hashes(want []byte, name string, size int64, rolls bool) ([]byte, byte, error) {
 	f, err := r.root.Open(name)
 	if err != nil {
-		return want, nil // not readable: all of it is sent
+		return want, kindWant, nil // not readable: all of it is sent
 	}
 	defer func() { _ = f.Close() }()
+	if fi, err := f.Stat(); rolls && err == nil && fi.Size() > 0 {
+		if sums, err := r.sums(want, f, fi.Size()); err == nil {
+			return sums, kindSums, nil
+		}
+		return want, kindWant, nil // it changes while we read
+	}
 	buf := make([]byte, blockSize)
 	for off := int64(0); off < size && len(want) < maxFrame-64; off += blockSize {
 		n, err := io.ReadFull(f, buf)
@@ -211,10 +220,10 @@ func (r *receiver) hashes(want []byte, name string, size int64) ([]byte, error) 
 			break
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	return want, nil
+	return want, kindWant, nil
 }
 
 func (r *receiver) name(e entry) string {
@@ -379,12 +388,14 @@ func (r *receiver) content(f, old *os.File) error {
 		case kind == kindHole && len(payload) == 8:
 			off += int64(binary.BigEndian.Uint64(payload))
 		case kind == kindKeep && len(payload) == 8 && old != nil:
-			n := int64(binary.BigEndian.Uint64(payload))
-			if _, err := io.Copy(io.NewOffsetWriter(f, off), io.NewSectionReader(old, off, n)); err != nil {
+			if off, err = r.keep(f, old, off, off, int64(binary.BigEndian.Uint64(payload))); err != nil {
 				return err
 			}
-			off += n
-			r.stats.Kept += n
+		case kind == kindCopy && len(payload) == 16 && old != nil:
+			from := int64(binary.BigEndian.Uint64(payload))
+			if off, err = r.keep(f, old, off, from, int64(binary.BigEndian.Uint64(payload[8:]))); err != nil {
+				return err
+			}
 		default:
 			return strange(kind)
 		}
@@ -392,4 +403,17 @@ func (r *receiver) content(f, old *os.File) error {
 			return errors.New("copy: a file is too long")
 		}
 	}
+}
+
+// keep copies n bytes of the old file, and returns where the next ones go.
+func (r *receiver) keep(f, old *os.File, off, from, n int64) (int64, error) {
+	if from < 0 || n < 0 || off+n < off {
+		return off, errors.New("copy: the other end counts with what no file has")
+	}
+	got, err := io.Copy(io.NewOffsetWriter(f, off), io.NewSectionReader(old, from, n))
+	if err == nil && got != n {
+		err = fmt.Errorf("copy: %s has become shorter meanwhile: try again", old.Name())
+	}
+	r.stats.Kept += got
+	return off + got, err
 }

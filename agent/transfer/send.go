@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -20,8 +21,14 @@ type sender struct {
 	order Order
 	tell  Progress
 	stats Stats
-	list  []entry // delta: what was announced, by index
+	list  []entry       // delta: what was announced, by index
+	above []fs.FileInfo // the folders that we are in
 	buf   []byte
+}
+
+// within tells whether a folder is one that we are in: a link made it so.
+func (s *sender) within(dir fs.FileInfo) bool {
+	return slices.ContainsFunc(s.above, func(up fs.FileInfo) bool { return os.SameFile(up, dir) })
 }
 
 func send(c *wire, o Order, tell Progress) (Stats, error) {
@@ -46,7 +53,7 @@ func send(c *wire, o Order, tell Progress) (Stats, error) {
 	if err := s.walk("", info); err != nil {
 		return s.stats, err
 	}
-	if err := errors.Join(c.send(kindDone, nil), c.flush()); err != nil {
+	if err := errors.Join(c.send(kindDone, []byte(rolling)), c.flush()); err != nil {
 		return s.stats, err
 	}
 	if o.Delta {
@@ -86,6 +93,8 @@ func (s *sender) walk(rel string, info fs.FileInfo) error {
 	if err := s.send(kindDir, e.encode()); err != nil {
 		return err
 	}
+	s.above = append(s.above, info)
+	defer func() { s.above = s.above[:len(s.above)-1] }()
 	entries, err := os.ReadDir(s.path(rel))
 	if err != nil {
 		return err
@@ -97,13 +106,13 @@ func (s *sender) walk(rel string, info fs.FileInfo) error {
 			continue // it went while we walked
 		}
 		if err == nil && fi.Mode()&fs.ModeSymlink != 0 {
-			// As scp: what it points to. A linked folder may lead back here.
-			if fi, err = os.Stat(s.path(child)); err == nil && fi.IsDir() {
-				continue
-			}
+			fi, err = os.Stat(s.path(child)) // as scp: what it points to
 		}
 		if err != nil {
 			return err
+		}
+		if fi.IsDir() && s.within(fi) {
+			continue // a link that leads back to where we are: it has no end
 		}
 		if !fi.IsDir() && !fi.Mode().IsRegular() {
 			return fmt.Errorf("%s: not a regular file", s.path(child))
@@ -126,7 +135,7 @@ func (s *sender) file(e entry, info fs.FileInfo) error {
 		s.list = append(s.list, e)
 		return nil
 	}
-	return s.data(e, nil, false)
+	return s.data(e, have{})
 }
 
 // answer sends what the receiver wants, until it is done.
@@ -141,15 +150,20 @@ func (s *sender) answer() error {
 			return errors.Join(s.send(kindDone, nil), s.flush())
 		}
 		index, n := binary.Uvarint(payload)
-		if kind != kindWant || n <= 0 || index >= uint64(len(s.list)) {
+		if kind != kindWant && kind != kindSums || n <= 0 || index >= uint64(len(s.list)) {
 			return strange(kind)
 		}
+		h := have{aligned: true}
+		if kind == kindWant {
+			h.hashes = bytes.Clone(payload[n:])
+		} else if h.sig, err = readSignature(payload[n:]); err != nil {
+			return err
+		}
 		e := s.list[index]
-		hashes := bytes.Clone(payload[n:])
 		if err := s.send(kindFile, e.encode()); err != nil {
 			return err
 		}
-		if err := s.data(e, hashes, true); err != nil {
+		if err := s.data(e, h); err != nil {
 			return err
 		}
 		// The receiver may wait for this before it asks for more.
@@ -161,9 +175,16 @@ func (s *sender) answer() error {
 	}
 }
 
+// have is what the receiver has of a file.
+type have struct {
+	aligned bool       // it wants blocks
+	hashes  []byte     // of blocks, each at its own place
+	sig     *signature // of blocks, wherever they are
+}
+
 // data sends a file's content. Holes travel as their length, and so do the
-// blocks whose hashes the receiver has.
-func (s *sender) data(e entry, hashes []byte, delta bool) error {
+// blocks that the receiver has.
+func (s *sender) data(e entry, has have) error {
 	name := s.path(e.rel)
 	f, err := os.Open(name)
 	if err != nil {
@@ -172,11 +193,14 @@ func (s *sender) data(e entry, hashes []byte, delta bool) error {
 	defer func() { _ = f.Close() }()
 	s.tell(name, 0)
 	s.stats.Files++
+	holes := sparse(f)
+	if has.sig != nil {
+		return s.roll(f, has.sig, holes)
+	}
 	buf := s.buf
-	if delta {
+	if has.aligned {
 		buf = buf[:blockSize]
 	}
-	holes := sparse(f)
 	for off := int64(0); ; {
 		if hole := holes(f, off); hole > 0 {
 			if err := s.sendInt(kindHole, hole); err != nil {
@@ -185,9 +209,9 @@ func (s *sender) data(e entry, hashes []byte, delta bool) error {
 			off += hole
 			continue
 		}
-		n, err := readBlock(f, buf, off, delta)
+		n, err := readBlock(f, buf, off, has.aligned)
 		if n > 0 {
-			if err := s.block(buf[:n], off, hashes); err != nil {
+			if err := s.block(buf[:n], off, has.hashes); err != nil {
 				return err
 			}
 			off += int64(n)

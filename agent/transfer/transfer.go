@@ -9,10 +9,10 @@
 //
 //	plain:  sender  root (dir | file data* end)* done        receiver  ok
 //	delta:  sender  root (dir | file)* done                  receiver  (want)* done
-//	        sender  (file data|hole|keep* end)* done         receiver  ok
+//	        sender  (file data|hole|keep|copy* end)* done    receiver  ok
 //
 // A frame is a byte for its kind, its length as 32 bits big endian, and that
-// many bytes. A want carries the hashes of the blocks that the receiver has.
+// many bytes. A want carries the sums of the blocks that the receiver has.
 // Either end may say fail with a text at any time.
 //
 // Names are never given to a shell. The receiver works below an [os.Root], so
@@ -77,7 +77,9 @@ const (
 	kindHole  = 'H'
 	kindKeep  = 'K'
 	kindEnd   = 'E'
+	kindCopy  = 'c' // as keep, of any place in the old file
 	kindWant  = 'W'
+	kindSums  = 'w' // a want with the sums of delta.go
 	kindDone  = 'X'
 	kindOK    = 'O'
 	kindFail  = '!'

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"machine/agent/transfer"
@@ -59,6 +60,8 @@ type tree interface {
 	// Write replaces a file; the old one stays until the new one is whole.
 	Write(name string, r io.Reader, info fs.FileInfo, keepTime bool) error
 	Mkdir(name string, mode fs.FileMode) error
+	// Real is the path without links.
+	Real(name string) (string, error)
 }
 
 // Copy copies files between machines and this computer. Where agents are, it is
@@ -123,12 +126,16 @@ func baseName(p string, join func(...string) string) string {
 	return p
 }
 
+// maxDepth is OpenSSH's, for servers that do not know what is a link.
+const maxDepth = 64
+
 type copier struct {
 	CopyOptions
 	ctx              context.Context //nolint:containedctx // lives as long as one Copy
 	from, to         tree
 	joinFrom, joinTo func(...string) string
 	stats            transfer.Stats
+	above            []string // the folders that we are in, without links
 }
 
 func (c *copier) copy(src, dst string, info fs.FileInfo) error {
@@ -168,6 +175,15 @@ func (c *copier) copyDir(src, dst string, info fs.FileInfo) error {
 	if !c.Recursive {
 		return fmt.Errorf("scp: %s: is a directory: use -r", src)
 	}
+	real, err := c.from.Real(src)
+	if err != nil {
+		return fmt.Errorf("scp %s: %w", src, err)
+	}
+	if slices.Contains(c.above, real) || len(c.above) == maxDepth {
+		return nil // a link that leads back to where we are: it has no end
+	}
+	c.above = append(c.above, real)
+	defer func() { c.above = c.above[:len(c.above)-1] }()
 	if err := c.to.Mkdir(dst, info.Mode().Perm()|0o700); err != nil {
 		return fmt.Errorf("scp to %s: %w", dst, err)
 	}
@@ -186,9 +202,6 @@ func (c *copier) copyDir(src, dst string, info fs.FileInfo) error {
 			if fi, err = c.from.Stat(c.joinFrom(src, name)); err != nil {
 				return fmt.Errorf("scp %s: %w", c.joinFrom(src, name), err)
 			}
-			if fi.IsDir() {
-				continue // a linked folder may lead back here
-			}
 		}
 		if err := c.copy(c.joinFrom(src, name), c.joinTo(dst, name), fi); err != nil {
 			return err
@@ -201,6 +214,14 @@ func (c *copier) copyDir(src, dst string, info fs.FileInfo) error {
 type localTree struct{}
 
 func (localTree) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+func (localTree) Real(name string) (string, error) {
+	name, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(name)
+}
 
 func (localTree) Open(name string) (io.ReadCloser, error) { return os.Open(name) }
 

@@ -62,3 +62,6 @@ func (t Tree) Write(name string, r io.Reader, info fs.FileInfo, keepTime bool) e
 	}
 	return err
 }
+
+// Real is the path without links, as far as the server knows.
+func (t Tree) Real(name string) (string, error) { return t.Client.RealPath(name) }
