@@ -210,6 +210,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
 			CgroupParent: c.CgroupParent, CgroupV2: a.cgroupV2, Ulimits: c.Ulimits, NoNewPrivs: c.NoNewPrivileges, UsernsRemap: a.remap, AppArmor: a.armor,
+			Seccomp: c.Seccomp, IPCMode: c.IPCMode, CgroupnsMode: c.CgroupnsMode,
 			DNS: model.DNSConfig{Servers: c.DNS, Options: c.DNSOpts, Search: c.DNSSearch},
 		},
 		Log: a.log, Reserve: a.reserve,

@@ -37,6 +37,10 @@ type Config struct {
 	Ulimits                   []*container.Ulimit
 	UsernsRemap               string
 	RegistryMirrors           []string
+	SeccompProfile            string // as it was given; Seccomp is its content
+	Seccomp                   string // empty for the built-in one
+	IPCMode, CgroupnsMode     string
+	SocketGroup               string
 	InsecureRegistries        []string
 	MaxDownloads, MaxUploads  int
 	Bridge                    BridgeConfig
@@ -124,8 +128,12 @@ func (c *Config) settings() []setting {
 		{flag: "default-shm-size", key: "default-shm-size", usage: "`SIZE` of /dev/shm", set: c.setShm},
 		{flag: "default-pids-limit", key: "default-pids-limit", usage: "`N` processes per container; 0 is unlimited", set: func(s string) (err error) { c.PidsLimit, err = strconv.ParseInt(s, 10, 64); return }},
 		{flag: "default-ulimit", key: "default-ulimits", usage: "`NAME=SOFT[:HARD]` for containers", set: c.setUlimit},
+		{flag: "seccomp-profile", key: "seccomp-profile", usage: "`FILE` of the default seccomp profile; builtin or unconfined", set: c.setSeccomp},
+		{flag: "default-ipc-mode", key: "default-ipc-mode", usage: "`MODE` of containers' IPC: private or shareable", set: c.setIPC},
+		{flag: "default-cgroupns-mode", key: "default-cgroupns-mode", usage: "`MODE` of containers' cgroup namespace: host or private", set: c.setCgroupns},
+		{flag: "group", key: "group", short: "G", usage: "`GROUP` that may use the socket", set: str(&c.SocketGroup)},
 		{flag: "userns-remap", key: "userns-remap", usage: "`USER[:GROUP]` whose subordinate ids containers get", set: str(&c.UsernsRemap)},
-		{flag: "registry-mirror", key: "registry-mirrors", usage: "`URL` tried before Docker Hub", set: list(&c.RegistryMirrors)},
+		{flag: "registry-mirror", key: "registry-mirrors", usage: "`URL` tried before Docker Hub", set: c.addMirror},
 		{flag: "insecure-registry", key: "insecure-registries", usage: "`HOST` or CIDR that may be without TLS", set: list(&c.InsecureRegistries)},
 		{flag: "max-concurrent-downloads", key: "max-concurrent-downloads", usage: "`N` layers at once", set: integer(&c.MaxDownloads)},
 		{flag: "max-concurrent-uploads", key: "max-concurrent-uploads", usage: "`N` layers at once", set: integer(&c.MaxUploads)},
@@ -157,7 +165,7 @@ func (c *Config) settings() []setting {
 // accepted are flags of dockerd that mean nothing here but do no harm.
 func accepted() []setting {
 	var out []setting
-	for _, f := range []string{"containerd", "containerd-namespace", "containerd-plugins-namespace", "default-runtime", "exec-opt", "group", "storage-opt", "userland-proxy-path", "shutdown-timeout", "seccomp-profile", "default-ipc-mode", "default-cgroupns-mode", "oom-score-adjust", "metrics-addr", "network-control-plane-mtu", "max-download-attempts", "add-runtime", "init-path", "registry-token", "feature", "default-network-opt", "firewall-backend"} {
+	for _, f := range []string{"containerd", "containerd-namespace", "containerd-plugins-namespace", "default-runtime", "exec-opt", "storage-opt", "userland-proxy-path", "shutdown-timeout", "oom-score-adjust", "metrics-addr", "network-control-plane-mtu", "max-download-attempts", "add-runtime", "init-path", "registry-token", "feature", "default-network-opt", "firewall-backend"} {
 		key := f
 		if p := map[string]string{"exec-opt": "exec-opts", "storage-opt": "storage-opts", "add-runtime": "runtimes", "feature": "features", "default-network-opt": "default-network-opts"}[f]; p != "" {
 			key = p
@@ -191,6 +199,49 @@ func (c *Config) setLogOpt(s string) error {
 		return fmt.Errorf("want KEY=VALUE, got %q", s)
 	}
 	c.LogOpts[k] = v
+	return nil
+}
+
+// addMirror takes a mirror as dockerd shows it, with one slash at its end.
+func (c *Config) addMirror(s string) error {
+	c.RegistryMirrors = append(c.RegistryMirrors, strings.TrimRight(s, "/")+"/")
+	return nil
+}
+
+// setSeccomp reads the profile that containers get unless they bring one.
+func (c *Config) setSeccomp(s string) error {
+	c.SeccompProfile, c.Seccomp = s, ""
+	switch s {
+	case "", "builtin":
+		return nil
+	case "unconfined":
+		c.Seccomp = s
+		return nil
+	}
+	b, err := os.ReadFile(s)
+	if err != nil {
+		return fmt.Errorf("seccomp profile: %w", err)
+	}
+	if !json.Valid(b) {
+		return fmt.Errorf("seccomp profile %s is not JSON", s)
+	}
+	c.Seccomp = string(b)
+	return nil
+}
+
+func (c *Config) setIPC(s string) error {
+	if s != "private" && s != "shareable" {
+		return fmt.Errorf("IPC setting %q: want private or shareable", s)
+	}
+	c.IPCMode = s
+	return nil
+}
+
+func (c *Config) setCgroupns(s string) error {
+	if s != "private" && s != "host" {
+		return fmt.Errorf("cgroup namespace mode %q: want private or host", s)
+	}
+	c.CgroupnsMode = s
 	return nil
 }
 
@@ -332,6 +383,15 @@ func (c *Config) load(file string, must bool, given map[string]bool) error {
 	table := map[string]setting{}
 	for _, s := range c.settings() {
 		table[s.key] = s
+	}
+	if p, ok := raw["proxies"].(map[string]any); ok { // as dockerd has them in the file
+		delete(raw, "proxies")
+		for k, v := range p {
+			if !slices.Contains([]string{"http-proxy", "https-proxy", "no-proxy"}, k) {
+				return fmt.Errorf("the following directives don't match any configuration option: proxies.%s", k)
+			}
+			raw[k] = v
+		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(raw)) {
 		s, ok := table[k]

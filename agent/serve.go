@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,7 +80,7 @@ func listen(c *Config, k *keys) (list []net.Listener, err error) {
 		var l net.Listener
 		switch proto {
 		case "unix":
-			l, err = listenUnix(addr)
+			l, err = listenUnix(addr, c.SocketGroup)
 		case "tcp":
 			l, err = listenTCP(addr, c, k)
 		case "fd":
@@ -116,10 +118,10 @@ func listenTCP(addr string, c *Config, k *keys) (net.Listener, error) {
 	return tls.NewListener(l, k.config()), nil
 }
 
-// listenUnix makes the socket, for root and its group docker where there is
-// one. A stale socket of an agent that is gone is replaced; a live one is
+// listenUnix makes the socket, for root and a group: the one that was chosen,
+// or docker where there is one. A stale socket of an agent that is gone is replaced; a live one is
 // not.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(path, group string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -139,7 +141,13 @@ func listenUnix(path string) (net.Listener, error) {
 		l.Close()
 		return nil, err
 	}
-	if gid, ok := dockerGroup(); ok {
+	gid, ok := findGroup(cmp.Or(group, "docker"))
+	if !ok && group != "" {
+		l.Close()
+		os.Remove(tmp)
+		return nil, fmt.Errorf("group %s of the socket %s does not exist", group, path)
+	}
+	if ok {
 		os.Chown(tmp, 0, gid)
 	}
 	if err := os.Rename(tmp, path); err != nil {
@@ -149,14 +157,17 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// dockerGroup finds the group that may use the socket.
-func dockerGroup() (gid int, ok bool) {
+// findGroup finds a group by its name or number.
+func findGroup(name string) (gid int, ok bool) {
+	if n, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(n), true
+	}
 	b, err := os.ReadFile("/etc/group")
 	if err != nil {
 		return 0, false
 	}
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Split(line, ":"); len(f) > 2 && f[0] == "docker" {
+		if f := strings.Split(line, ":"); len(f) > 2 && f[0] == name {
 			_, err := fmt.Sscan(f[2], &gid)
 			return gid, err == nil
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"net/netip"
 	"os"
@@ -61,7 +62,7 @@ func (a *Agent) Info(ctx context.Context) *system.Info {
 }
 
 func (a *Agent) securityOptions() []string {
-	out := []string{"name=seccomp,profile=builtin"}
+	out := []string{"name=seccomp,profile=" + cmp.Or(a.c.SeccompProfile, "builtin")}
 	if a.armor.Default {
 		out = append([]string{"name=apparmor"}, out...)
 	}

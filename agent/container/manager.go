@@ -53,6 +53,9 @@ type Defaults struct {
 	DNS          model.DNSConfig
 	NoNewPrivs   bool
 	AppArmor     AppArmor
+	Seccomp      string       // "unconfined", a profile's JSON, or empty for the built-in one
+	IPCMode      string       // private when empty
+	CgroupnsMode string       // as Docker chooses when empty
 	UsernsRemap  *model.IDMap // nil: containers run in the agent's user namespace
 }
 

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -40,15 +41,15 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 		return nil, fault.Invalid.Errorf("unknown or invalid runtime name: %s", hc.Runtime)
 	}
 	if hc.IpcMode == "" {
-		hc.IpcMode = "private"
+		hc.IpcMode = container.IpcMode(cmp.Or(d.IPCMode, "private"))
 	}
 	if hc.CgroupnsMode == "" {
 		hc.CgroupnsMode = "host"
 		if d.CgroupV2 {
 			hc.CgroupnsMode = "private"
 		}
-		if hc.Privileged && !d.CgroupV2 {
-			hc.CgroupnsMode = "host"
+		if d.CgroupnsMode != "" && !(hc.Privileged && !d.CgroupV2) {
+			hc.CgroupnsMode = container.CgroupnsMode(d.CgroupnsMode)
 		}
 	}
 	if hc.MaskedPaths == nil && !hc.Privileged {

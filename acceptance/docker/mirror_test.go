@@ -1,0 +1,249 @@
+package docker
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"machine/acceptance/engine"
+)
+
+// A hub is the world as an engine behind a proxy sees it: a proxy that leads
+// every https host to one registry, whose certificate is a private authority's.
+type hub struct {
+	addr string // of the proxy
+	ca   []byte // PEM
+
+	mu   sync.Mutex
+	seen []string // METHOD host/path, as it came to the registry
+	cert tls.Certificate
+	reg  http.Handler
+}
+
+// newHub serves what handler has as host through a proxy.
+func newHub(e *engine.Engine, host string, handler http.Handler) *hub {
+	e.T.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		e.T.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		e.T.Fatal(err)
+	}
+	l := listenOn(e)
+	h := &hub{addr: l.Addr().String(), ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, reg: handler}
+	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
+	var wg sync.WaitGroup
+	wg.Go(func() { srv.Serve(l) })
+	e.T.Cleanup(func() { srv.Close(); wg.Wait() })
+	return h
+}
+
+// ServeHTTP is the proxy: CONNECT HOST:443, and what is spoken over TLS inside.
+func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodConnect {
+		h.note(r)
+		h.reg.ServeHTTP(w, r)
+		return
+	}
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	t := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{h.cert}})
+	in := bufio.NewReader(t)
+	for {
+		q, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		h.note(q)
+		a := &answer{header: http.Header{}, code: 200, w: t}
+		h.reg.ServeHTTP(a, q)
+		if a.finish() != nil {
+			return
+		}
+		io.Copy(io.Discard, q.Body)
+	}
+}
+
+func (h *hub) note(q *http.Request) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seen = append(h.seen, q.Method+" "+q.Host+q.URL.RequestURI())
+}
+
+func (h *hub) requests() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	defer func() { h.seen = nil }()
+	return strings.Join(h.seen, "\n")
+}
+
+// answer writes one response, in chunks.
+type answer struct {
+	header http.Header
+	code   int
+	w      io.Writer
+	begun  bool
+	err    error
+}
+
+func (a *answer) Header() http.Header  { return a.header }
+func (a *answer) WriteHeader(code int) { a.code = code }
+func (a *answer) begin() {
+	if !a.begun {
+		a.begun = true
+		a.header.Del("Content-Length")
+		a.header.Set("Transfer-Encoding", "chunked")
+		fmt.Fprintf(a.w, "HTTP/1.1 %d %s\r\n", a.code, http.StatusText(a.code))
+		a.header.Write(a.w)
+		fmt.Fprint(a.w, "\r\n")
+	}
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	a.begin()
+	if len(b) > 0 {
+		_, a.err = fmt.Fprintf(a.w, "%x\r\n%s\r\n", len(b), b)
+	}
+	return len(b), a.err
+}
+
+func (a *answer) finish() error {
+	a.begin()
+	_, err := fmt.Fprint(a.w, "0\r\n\r\n")
+	return err
+}
+
+// onSocket speaks to a registry at a unix socket.
+func onSocket(path string) http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "registry" },
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		}},
+		FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
+	}
+}
+
+// TestMirrorsAndProxies: daemon.json sends pulls of Docker Hub's images to a
+// mirror first and to the Hub when the mirror has none, through a proxy that
+// no_proxy keeps the mirror out of, with an authority from certs.d.
+func TestMirrorsAndProxies(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "daemon.json")
+	os.WriteFile(conf, []byte("{}"), 0o600)
+	e := start(t, "--config-file", conf)
+	mirror, stop := counted(e)
+	if out, err := e.HostRun("sh", "-c", fmt.Sprintf("cd %s && mkdir -p etc.u etc.w && mount -t overlay overlay -o lowerdir=/etc,upperdir=etc.u,workdir=etc.w /etc && mkdir -p /etc/docker/certs.d/registry-1.docker.io", e.Dir)); err != nil {
+		t.Fatal(out)
+	}
+	h := newHub(e, "registry-1.docker.io", onSocket(filepath.Join(e.Dir, "counted", "socket")))
+	if out, err := e.HostRun("sh", "-c", "cat >/etc/docker/certs.d/registry-1.docker.io/ca.crt <<'EOF'\n"+string(h.ca)+"EOF"); err != nil {
+		t.Fatal(out)
+	}
+	e.Run("tag", "busybox", mirror.addr+"/library/box:1")
+	e.Run("push", mirror.addr+"/library/box:1")
+	e.Run("tag", "busybox", mirror.addr+"/origin/box:2")
+	e.Run("push", mirror.addr+"/origin/box:2")
+	id := e.Run("inspect", "-f", "{{.Id}}", "busybox")
+	configure := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e.Restart()
+		e.Run("image", "prune", "-af")
+	}
+
+	configure(fmt.Sprintf(`{"registry-mirrors": ["http://%s"]}`, mirror.addr))
+	contains(t, "info", e.Run("info"), "http://"+mirror.addr+"/")
+	mirror.reset(0)
+	e.Run("pull", "box:1")
+	equal(t, "the mirror's image", e.Run("inspect", "-f", "{{.Id}} {{.RepoTags}}", "box:1"), id+" [box:1]")
+	if n, _ := mirror.seen(); n == 0 {
+		t.Error("nothing came from the mirror")
+	}
+	equal(t, "the hub was asked", h.requests(), "")
+
+	// A mirror that is away, and one that has nothing.
+	for _, m := range []string{"http://127.0.0.1:1", "http://" + mirror.addr + "/nothing/here"} {
+		configure(fmt.Sprintf(`{"registry-mirrors": [%q], "proxies": {"https-proxy": "http://%s", "http-proxy": "http://127.0.0.1:2", "no-proxy": "127.0.0.0/8"}}`, m, h.addr))
+		e.Run("pull", "origin/box:2")
+		equal(t, "the hub's image", e.Run("inspect", "-f", "{{.Id}}", "origin/box:2"), id)
+		contains(t, "the hub heard", h.requests(), "GET registry-1.docker.io/v2/origin/box/manifests/2")
+	}
+	// Without the authority nothing is believed.
+	if out, err := e.HostRun("rm", "-r", "/etc/docker/certs.d"); err != nil {
+		t.Fatal(out)
+	}
+	configure(fmt.Sprintf(`{"proxies": {"https-proxy": "http://%s"}}`, h.addr))
+	e.Fails(1, "certificate", "pull", "origin/box:2")
+	stop()
+	e.Audit()
+}
+
+// TestCrossRepositoryMount: a layer that the registry has in another
+// repository does not travel again, and an image may have 125 layers.
+func TestCrossRepositoryMount(t *testing.T) {
+	e := start(t)
+	_, stop := counted(e)
+	h := newHub(e, "registry.test", onSocket(filepath.Join(e.Dir, "counted", "socket")))
+	name := h.addr + "/one/box:1"
+	e.Run("run", "--name", "cc", "busybox", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=3 2>/dev/null")
+	e.Run("commit", "cc", name)
+	e.Run("push", name)
+	first := h.requests()
+	contains(t, "the first push", first, "PUT "+h.addr+"/v2/one/box/blobs/uploads/")
+	e.Run("tag", name, h.addr+"/two/box:1")
+	contains(t, "the client is told", e.Run("push", h.addr+"/two/box:1"), "Mounted from one/box")
+	second := h.requests()
+	contains(t, "the second push", second, "POST "+h.addr+"/v2/two/box/blobs/uploads/?from=one%2Fbox&mount=sha256")
+	if strings.Count(second, "PATCH ") > 1 { // of the configuration, which is no layer
+		t.Errorf("a layer travelled again:\n%s", second)
+	}
+	e.Run("rm", "cc")
+	deep := "busybox"
+	for i := range 123 { // and the image's own, and the last
+		id := e.Run("create", deep, "true")
+		e.Run("cp", filepath.Join(e.Dir, "agent.pid"), id+":/layer"+fmt.Sprint(i))
+		deep = e.Run("commit", id)
+		e.Run("rm", id)
+	}
+	equal(t, "layers", e.Run("inspect", "-f", "{{len .RootFS.Layers}}", deep), "124")
+	equal(t, "files of all of them", e.Run("run", "--rm", deep, "sh", "-c", "ls / | grep -c layer"), "123")
+	id := e.Run("create", deep, "true")
+	e.Run("cp", filepath.Join(e.Dir, "agent.pid"), id+":/last")
+	last := e.Run("commit", id)
+	equal(t, "files of all of them", e.Run("run", "--rm", last, "sh", "-c", "ls / | grep -c layer; ls /last"), "123\n/last")
+	over := e.Run("create", last, "true")
+	e.Run("cp", filepath.Join(e.Dir, "agent.pid"), over+":/over")
+	e.Fails(1, "max depth exceeded", "commit", over)
+	stop()
+	e.Audit()
+}
