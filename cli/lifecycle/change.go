@@ -4,15 +4,20 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"machine/cli/store"
 	"machine/drivers"
 )
+
+// changeOp is in the journal from a changed record on until the host is so, too.
+const changeOp = "change"
 
 // A difference is one thing in which a machine is not as it is wanted.
 type difference struct {
@@ -39,7 +44,7 @@ func secret(name string) bool {
 }
 
 // Diff tells in what a machine differs from what is wanted of it, a line for
-// each thing. It asks no host.
+// each thing. It asks no host. What Change could not do is an error here, too.
 func (m *Manager) Diff(want Create) ([]string, error) {
 	mc, err := m.Load(want.Name)
 	if err != nil {
@@ -62,6 +67,9 @@ func (m *Manager) diff(mc *Machine, want Create) ([]difference, error) {
 	if err != nil {
 		return nil, err
 	}
+	if in := m.Store.Pending(mc.Name); in != nil && in.Op == changeOp {
+		diffs = append(diffs, difference{what: "the host", from: "as before a change that was cut off", to: "as its record"})
+	}
 	is, should := mc.HostOptions.EngineOptions, want.Engine
 	lists := []struct {
 		what     string
@@ -83,7 +91,7 @@ func (m *Manager) diff(mc *Machine, want Create) ([]difference, error) {
 	}
 	if from, to := mc.HostOptions.HostnameOverride, want.Hostname; from != to {
 		if to == "" {
-			to = "the host's own"
+			to = "none (the host keeps it)"
 		}
 		diffs = append(diffs, difference{what: "hostname", from: from, to: to})
 	}
@@ -91,8 +99,12 @@ func (m *Manager) diff(mc *Machine, want Create) ([]difference, error) {
 	if err != nil || !bytes.Equal(script, want.Script) {
 		diffs = append(diffs, difference{what: "install script", from: scriptName(script), to: scriptName(want.Script)})
 	}
-	if want.Context && !m.HasContext(mc.Name) {
-		diffs = append(diffs, difference{what: "docker context", from: "none", to: mc.Name})
+	if has := m.HasContext(mc.Name); has != want.Context {
+		d := difference{what: "docker context", from: "none", to: mc.Name}
+		if has {
+			d.from, d.to = d.to, d.from
+		}
+		diffs = append(diffs, d)
 	}
 	return diffs, nil
 }
@@ -100,15 +112,7 @@ func (m *Manager) diff(mc *Machine, want Create) ([]difference, error) {
 // diffDriver compares what the flags set in a fresh driver with the machine's.
 // What they leave empty, creation has filled in.
 func (m *Manager) diffDriver(mc *Machine, want Create) ([]difference, error) {
-	fresh, err := m.open(&store.Record{Name: mc.Name, DriverName: mc.DriverName})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = fresh.Close() }()
-	if err := fresh.Driver.Configure(want.Options); err != nil {
-		return nil, fmt.Errorf("Error setting machine configuration from flags provided: %w", err) //nolint:staticcheck // docker-machine's words
-	}
-	should, err := fieldsOf(fresh.Driver)
+	should, err := m.configured(mc, want.Options)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +120,10 @@ func (m *Manager) diffDriver(mc *Machine, want Create) ([]difference, error) {
 	if err != nil {
 		return nil, err
 	}
-	var diffs []difference
+	diffs, err := m.diffReset(mc, want, is, should)
+	if err != nil {
+		return nil, err
+	}
 	for k, v := range should {
 		if k == "MachineName" || k == "StorePath" || strings.HasPrefix(k, "Swarm") || empty(v) || reflect.DeepEqual(v, is[k]) {
 			continue
@@ -124,6 +131,9 @@ func (m *Manager) diffDriver(mc *Machine, want Create) ([]difference, error) {
 		diffs = append(diffs, difference{k, fmt.Sprint(is[k]), fmt.Sprint(v), true})
 	}
 	sort.Slice(diffs, func(i, j int) bool { return diffs[i].what < diffs[j].what })
+	if _, ok := mc.Driver.(drivers.Changer); !ok && len(diffs) > 0 {
+		return nil, fmt.Errorf("%s: driver %q cannot change a machine that is there: remove it, and it is made anew", diffs[0], mc.DriverName)
+	}
 	return diffs, nil
 }
 
@@ -166,11 +176,7 @@ func (m *Manager) Change(ctx context.Context, want Create) error {
 			return err
 		}
 		if i := slices.IndexFunc(diffs, func(d difference) bool { return d.driver }); i >= 0 {
-			ch, ok := mc.Driver.(drivers.Changer)
-			if !ok {
-				return fmt.Errorf("%s: driver %q cannot change a machine that is there: remove it, and it is made anew", diffs[i], mc.DriverName)
-			}
-			if err := ch.Change(ctx, want.Options); err != nil {
+			if err := mc.Driver.(drivers.Changer).Change(ctx, want.Options); err != nil { // diff has looked for it
 				return err
 			}
 		}
@@ -181,16 +187,15 @@ func (m *Manager) Change(ctx context.Context, want Create) error {
 		if err := m.keepScript(mc, want.Script); err != nil {
 			return err
 		}
-		if err := mc.Save(); err != nil {
+		in := store.Intent{Op: changeOp, Step: "provision", Started: time.Now()}
+		if err := errors.Join(m.Store.Begin(mc.Name, in), mc.Save(), m.keepOptions(mc, want.Options)); err != nil {
 			return err
 		}
-		if want.Context {
-			if err := m.AddContext(ctx, mc); err != nil {
-				return err
-			}
+		if err := m.changeContext(ctx, mc, want.Context); err != nil {
+			return err
 		}
 		if mc.Kind.Bare {
-			return nil
+			return m.Store.Done(mc.Name)
 		}
 		st, err := mc.Driver.State(ctx)
 		if err != nil {
@@ -199,6 +204,9 @@ func (m *Manager) Change(ctx context.Context, want Create) error {
 		if st == drivers.Running {
 			_, err = m.provision(ctx, mc, provisionOptions{})
 			return err
+		}
+		if _, ok := mc.Driver.(drivers.Starter); !ok {
+			return fmt.Errorf("machine %q does not answer%s: the change is noted, and `apply` or `provision` takes it there", mc.Name, m.whereSSH(ctx, mc))
 		}
 		// The start may find all as it was: provision it in any case.
 		if err := m.start(ctx, mc); err != nil {

@@ -70,6 +70,21 @@ func (m *Manager) AddContext(ctx context.Context, mc *Machine) error {
 	return m.syncContext(ctx, mc)
 }
 
+// changeContext gives a machine a docker context, or takes it away.
+func (m *Manager) changeContext(ctx context.Context, mc *Machine, want bool) error {
+	if want {
+		return m.AddContext(ctx, mc)
+	}
+	if err := m.dropContext(mc.Name); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Join(m.Store.MachineDir(mc.Name), contextMark))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 func (m *Manager) markContext(name string) error {
 	return store.WriteFile(filepath.Join(m.Store.MachineDir(name), contextMark), []byte(name+"\n"), 0o600)
 }

@@ -82,7 +82,7 @@ func (m *Manager) Create(ctx context.Context, c Create) error {
 		}
 	}
 	in := store.Intent{Op: "create", Step: "driver", Started: time.Now()}
-	if err := errors.Join(m.Store.Begin(c.Name, in), m.keepScript(mc, c.Script), mc.Save()); err != nil {
+	if err := errors.Join(m.Store.Begin(c.Name, in), m.keepScript(mc, c.Script), m.keepOptions(mc, c.Options), mc.Save()); err != nil {
 		return errors.Join(err, m.Store.Remove(c.Name))
 	}
 	if c.Context {
@@ -252,7 +252,7 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 	}
 	eo := mc.HostOptions.EngineOptions
 	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly, NeedAgent: o.needAgent, Version: m.AgentVersion, Newer: o.newer}
-	return p.Run(ctx, provision.Target{
+	res, err = p.Run(ctx, provision.Target{
 		Machine: mc.Name, Driver: mc.DriverName, SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
 		Endpoint: endpoint, TLS: tlsConf, Script: script, Hostname: mc.HostOptions.HostnameOverride,
 		Engine: provision.Engine{
@@ -260,6 +260,10 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 			RegistryMirror: eo.RegistryMirror, StorageDriver: eo.StorageDriver, Env: eo.Env,
 		},
 	})
+	if in := m.Store.Pending(mc.Name); err == nil && !o.certsOnly && in != nil && in.Op == changeOp {
+		err = m.Store.Done(mc.Name) // the host has what the record says
+	}
+	return res, err
 }
 
 func portOf(endpoint string) int {

@@ -116,8 +116,12 @@ func (d *Driver) Create(context.Context) error {
 // Change takes another address, user, port or key for the same host.
 func (d *Driver) Change(ctx context.Context, o drivers.Options) error {
 	key := d.SSHKey
-	if err := d.Configure(o); err != nil || d.SSHKey == key || d.SSHKey == "" {
+	if err := d.Configure(o); err != nil || d.SSHKey == key {
 		return err
+	}
+	if d.SSHKey == "" { // the default ones from now on; the copy stays until the machine goes
+		d.SSHKeyPath = ""
+		return nil
 	}
 	if err := d.PreCreateCheck(ctx); err != nil {
 		return err
