@@ -96,18 +96,24 @@ func testSCP(t *testing.T, version string) {
 	if !strings.HasPrefix(errs, "0 B sent") {
 		t.Errorf("-d copied again: %s", errs)
 	}
-	if version == "fake-1" { // what is new at the beginning is all that travels
-		if err := os.WriteFile(filepath.Join(dir, "src", "big"), []byte("0123"+big), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if _, _, errs := machine(t, "scp", "-d", dir+"/src/big", "web:/srv/a/big"); !strings.HasPrefix(errs, "4 B sent, 3.2 MB kept") {
-			t.Errorf("-d of a longer file: %s", errs)
-		}
-		if got, want := h.Exec("wc -c </srv/a/big"), "3200004"; got != want {
-			t.Errorf("the file has %s bytes, not %s", got, want)
-		}
+	if version == "fake-1" {
+		inserted(t, h, filepath.Join(dir, "src", "big"), "0123"+big)
 	}
 	must(t, "rm", "-y", "dev", "web")
+}
+
+// inserted: what is new at the beginning of a file is all that travels.
+func inserted(t *testing.T, h *hosts.Host, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, errs := machine(t, "scp", "-d", file, "web:/srv/a/big"); !strings.HasPrefix(errs, "4 B sent, 3.2 MB kept") {
+		t.Errorf("-d of a longer file: %s", errs)
+	}
+	if got, want := h.Exec("wc -c </srv/a/big"), "3200004"; got != want {
+		t.Errorf("the file has %s bytes, not %s", got, want)
+	}
 }
 
 // TestF18NewAddress: a local machine whose address was taken gets another one,

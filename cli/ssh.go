@@ -73,7 +73,7 @@ func (p *program) sshOptions(ctx context.Context, mc *lifecycle.Machine) ([]stri
 	if _, err := os.Stat(conf.KnownHosts); err != nil {
 		strict = "accept-new" // a machine of docker-machine's
 	}
-	file, host, err := jumpConfig(mc, conf, p.m.Store.MachineDir(mc.Name))
+	file, host, err := mc.JumpConfig(conf)
 	if err != nil {
 		return nil, err
 	}
@@ -82,19 +82,12 @@ func (p *program) sshOptions(ctx context.Context, mc *lifecycle.Machine) ([]stri
 	}
 	opts := []string{"-F", file, "-o", "ConnectionAttempts=3", "-o", "ConnectTimeout=10", "-o", "ControlMaster=no",
 		"-o", "ControlPath=none", "-o", "LogLevel=ERROR", "-o", "PasswordAuthentication=no", "-o", "ServerAliveInterval=60",
-		"-o", "StrictHostKeyChecking=" + strict, "-o", "UserKnownHostsFile=" + sshConfQuote(conf.KnownHosts),
+		"-o", "StrictHostKeyChecking=" + strict, "-o", "UserKnownHostsFile=" + lifecycle.SSHQuote(conf.KnownHosts),
 		"-o", "GlobalKnownHostsFile=" + os.DevNull, "-o", "HostKeyAlias=" + conf.Alias, "-o", "CheckHostIP=no"}
 	if conf.Key != "" {
 		opts = append(opts, "-o", "IdentitiesOnly=yes", "-i", conf.Key)
 	}
 	return append(opts, "-p", strconv.Itoa(conf.Port), conf.User+"@"+host), nil
-}
-
-func sshConfQuote(s string) string {
-	if strings.ContainsAny(s, " \t") {
-		return `"` + s + `"`
-	}
-	return s
 }
 
 // run runs a program on our streams. Ctrl-C reaches it by the terminal.
@@ -158,11 +151,11 @@ func (p *program) mount(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	file, host, err := jumpConfig(mc, conf, p.m.Store.MachineDir(mc.Name))
+	file, host, err := mc.JumpConfig(conf)
 	if err != nil {
 		return err
 	}
-	args := []string{"-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=" + sshConfQuote(conf.KnownHosts),
+	args := []string{"-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile=" + lifecycle.SSHQuote(conf.KnownHosts),
 		"-o", "HostKeyAlias=" + conf.Alias, "-p", strconv.Itoa(conf.Port)}
 	if conf.Key != "" {
 		args = append(args, "-o", "IdentitiesOnly=yes", "-o", "IdentityFile="+conf.Key)

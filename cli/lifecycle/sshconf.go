@@ -1,4 +1,4 @@
-package cli
+package lifecycle
 
 import (
 	"errors"
@@ -9,21 +9,20 @@ import (
 	"strconv"
 	"strings"
 
-	"machine/cli/lifecycle"
 	"machine/provision/ssh"
 )
 
-// jumpConfig writes a configuration of ssh's for a machine behind jump hosts,
+// JumpConfig writes a configuration of ssh's for a machine behind jump hosts,
 // and returns its path and the name that the machine has in it. On the command
 // line -J would not do: what is said there of keys and known hosts is not for
 // the jump hosts (ssh(1)), and sshfs takes no list with commas. Without jump
 // hosts the path is empty and the name is the machine's address.
-func jumpConfig(mc *lifecycle.Machine, conf ssh.Config, dir string) (file, host string, err error) {
+func (mc *Machine) JumpConfig(conf ssh.Config) (file, host string, err error) {
 	if len(conf.Jumps) == 0 {
 		return "", conf.Host, nil
 	}
 	host = "machine-" + mc.Name
-	text := jumpText(host, conf)
+	text, dir := jumpText(host, conf), mc.m.Store.MachineDir(mc.Name)
 	file = filepath.Join(dir, "ssh_config")
 	if old, err := os.ReadFile(file); err == nil && string(old) == text {
 		return file, host, nil
@@ -47,7 +46,7 @@ func jumpConfig(mc *lifecycle.Machine, conf ssh.Config, dir string) (file, host 
 func jumpText(host string, conf ssh.Config) string {
 	var b strings.Builder
 	var names []string
-	key := func(path string) { fmt.Fprintf(&b, "\tIdentityFile %s\n", sshConfQuote(path)) }
+	key := func(path string) { fmt.Fprintf(&b, "\tIdentityFile %s\n", SSHQuote(path)) }
 	for _, j := range conf.Jumps {
 		user, port := j.User, j.Port
 		if user == "" {
@@ -74,6 +73,14 @@ func jumpText(host string, conf ssh.Config) string {
 		}
 	}
 	fmt.Fprintf(&b, "Host *\n\tUserKnownHostsFile %s\n\tGlobalKnownHostsFile %s\n\tStrictHostKeyChecking accept-new\n\tPasswordAuthentication no\n\tServerAliveInterval 60\n",
-		sshConfQuote(conf.KnownHosts), os.DevNull)
+		SSHQuote(conf.KnownHosts), os.DevNull)
 	return b.String()
+}
+
+// SSHQuote makes s one word of ssh_config(5).
+func SSHQuote(s string) string {
+	if strings.ContainsAny(s, " \t") {
+		return `"` + s + `"`
+	}
+	return s
 }
