@@ -20,7 +20,7 @@ done
 cache=${VM_CACHE:-/var/cache/machine-vm}
 mkdir -p "$cache"
 work=$(mktemp -d /var/tmp/machine-vm.XXXXXX)
-trap 'rm -rf "$work"' EXIT
+trap 'trap "" INT TERM; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 # A first stage that knows the disks' driver, and nothing else.
 initramfs() {
@@ -181,7 +181,7 @@ timeout -k 5 "${VM_TIMEOUT:-2400}" qemu-system-x86_64 -accel tcg,thread=multi -c
 	-drive "file=$base.ext4,if=virtio,format=raw,snapshot=on" -drive "file=$work/disk.ext4,if=virtio,format=raw,cache=unsafe" \
 	</dev/null >"$work/log" 2>&1 &
 vm=$!
-trap 'kill $vm 2>/dev/null || :; wait; rm -rf "$work"' EXIT # timeout hands the signal on
+trap 'trap "" INT TERM; kill $vm 2>/dev/null || :; wait; rm -rf "$work"' EXIT # timeout hands the signal on
 tail -n +1 -s 0.5 -f --pid=$vm "$work/log" | sed -u 's|\r||g' | grep --line-buffered -vE '^ *--- (PASS|SKIP)|^ok$|^PASS$' &
 wait $vm || true
 wait
