@@ -311,36 +311,14 @@ func (m *Manager) defaultBridge(n, old *Network) error {
 		p + "enable_ip_masquerade": strconv.FormatBool(!b.NoIPMasq),
 		p + "host_binding_ipv4":    bind.String(), p + "name": b.Name, OptMTU: strconv.Itoa(mtu),
 	}
-	var c apinetwork.IPAMConfig
-	switch {
-	case b.BIP != "":
-		bip, err := netip.ParsePrefix(b.BIP)
-		if err != nil {
-			return fault.Invalid.Errorf("bip %q: %w", b.BIP, err)
-		}
-		c.Subnet, c.Gateway = bip.Masked(), bip.Addr()
-	case old != nil && len(old.IPAM.Config) > 0 && b.FixedCIDR == "":
-		c = old.IPAM.Config[0]
-		c.IPRange, c.AuxAddress = netip.Prefix{}, nil
-	case b.FixedCIDR != "":
-		fixed, err := netip.ParsePrefix(b.FixedCIDR)
-		if err != nil {
-			return fault.Invalid.Errorf("fixed-cidr %q: %w", b.FixedCIDR, err)
-		}
-		c.Subnet = fixed.Masked()
-	}
-	if b.FixedCIDR != "" && b.BIP != "" {
-		fixed, err := netip.ParsePrefix(b.FixedCIDR)
-		if err != nil || !c.Subnet.Overlaps(fixed) || fixed.Bits() < c.Subnet.Bits() {
-			return fault.Invalid.Errorf("fixed-cidr %q does not lie in bip's subnet %s", b.FixedCIDR, c.Subnet)
-		}
-		c.IPRange = fixed.Masked()
+	c, err := b.chosen(old)
+	if err != nil {
+		return err
 	}
 	if old != nil {
 		m.releaseSubnets(old)
 	}
 	if !c.Subnet.IsValid() {
-		var err error
 		if c, err = bridgeAddr(b.Name); err != nil { // a bridge that the user made
 			return err
 		}
@@ -369,6 +347,36 @@ func (m *Manager) defaultBridge(n, old *Network) error {
 		}
 	}
 	return nil
+}
+
+// chosen is the pool that the bridge was told to have, or had before; the zero
+// value when there is none.
+func (b *BridgeOptions) chosen(old *Network) (c apinetwork.IPAMConfig, err error) {
+	switch {
+	case b.BIP != "":
+		bip, err := netip.ParsePrefix(b.BIP)
+		if err != nil {
+			return c, fault.Invalid.Errorf("bip %q: %w", b.BIP, err)
+		}
+		c.Subnet, c.Gateway = bip.Masked(), bip.Addr()
+	case old != nil && len(old.IPAM.Config) > 0 && b.FixedCIDR == "":
+		c = old.IPAM.Config[0]
+		c.IPRange, c.AuxAddress = netip.Prefix{}, nil
+	case b.FixedCIDR != "":
+		fixed, err := netip.ParsePrefix(b.FixedCIDR)
+		if err != nil {
+			return c, fault.Invalid.Errorf("fixed-cidr %q: %w", b.FixedCIDR, err)
+		}
+		c.Subnet = fixed.Masked()
+	}
+	if b.FixedCIDR != "" && b.BIP != "" {
+		fixed, err := netip.ParsePrefix(b.FixedCIDR)
+		if err != nil || !c.Subnet.Overlaps(fixed) || fixed.Bits() < c.Subnet.Bits() {
+			return c, fault.Invalid.Errorf("fixed-cidr %q does not lie in bip's subnet %s", b.FixedCIDR, c.Subnet)
+		}
+		c.IPRange = fixed.Masked()
+	}
+	return c, nil
 }
 
 // bridgeAddr returns the pool that a bridge's own IPv4 address stands for.
