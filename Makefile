@@ -11,7 +11,7 @@ SOURCES := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 2>/dev/
 
 .SECONDARY:
 # make help lists the targets
-.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp interrupted powercut upgrade-from broken faults fuzz vm demo demo-clean accept clean
+.PHONY: help build shims agents test race lint bench bench-many bench-images bench-scp bench-fleet interrupted powercut upgrade-from broken faults fuzz vm demo demo-clean accept clean
 
 build: bin/machine bin/agent ## build bin/machine, with the agents inside, and bin/agent
 
@@ -62,6 +62,8 @@ fuzz: ## every fuzz target for FUZZ_SECONDS=60
 	scripts/dev/fuzz.sh
 bench-scp: build ## our scp beside OpenSSH's
 	scripts/dev/isolated.sh go test -run '^$$' -bench SCP -benchtime 1x -count 1 -timeout 20m ./cli
+bench-fleet: build ## the command line on 20 hosts at once, and 400 machines of which half are gone
+	scripts/dev/isolated.sh go test -run '^$$' -bench Fleet -benchtime 1x -count 1 -timeout 20m ./acceptance/bench/...
 bench-many: build ## the same with 1,000 containers on one agent
 	scripts/dev/isolated.sh go test -run '^$$' -bench Many -benchtime 1x -count 1 -v -timeout 20m ./acceptance/bench/...
 faults: build ## kill the agent at every named step, ROUNDS (5) times each

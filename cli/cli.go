@@ -230,6 +230,7 @@ func (p *program) before(c *cli.Context) error {
 			Cert: c.String("tls-client-cert"), Key: c.String("tls-client-key")},
 	}
 	p.m.Find = p.findPlugin
+	p.m.KeepAgents()
 	p.m.DockerDir, p.m.AgentVersion = dockerDir(), Version
 	return nil
 }

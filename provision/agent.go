@@ -12,9 +12,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"machine/provision/ssh"
 )
 
 //go:embed embed
@@ -56,6 +59,41 @@ func Agent(arch string) ([]byte, error) {
 		return nil, fmt.Errorf("unpack agent: %w", err)
 	}
 	return data, nil
+}
+
+// Unpacked is an agent's binary with its SHA-256.
+type Unpacked struct {
+	Data []byte
+	Sum  string
+}
+
+// Agents keep what was unpacked: many hosts at once shall not hold as many
+// copies. The zero value is ready, and for use by many goroutines.
+type Agents struct {
+	mu    sync.Mutex
+	known map[string]Unpacked
+}
+
+// get returns the agent for a processor; a nil Agents keeps nothing.
+func (a *Agents) get(arch string) (Unpacked, error) {
+	if a == nil {
+		a = &Agents{}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u, ok := a.known[arch]; ok {
+		return u, nil
+	}
+	data, err := Agent(arch)
+	if err != nil {
+		return Unpacked{}, err
+	}
+	if a.known == nil {
+		a.known = map[string]Unpacked{}
+	}
+	u := Unpacked{data, ssh.Sum(data)}
+	a.known[arch] = u
+	return u, nil
 }
 
 // AgentFile writes the agent for arch into dir as agent-<sha12>, unless it is

@@ -66,6 +66,8 @@ type Provisioner struct {
 	NeedAgent bool
 	// Version is that of the agent inside this program, "" when not known.
 	Version string
+	// Agents are unpacked once for all hosts; nil unpacks for each.
+	Agents *Agents
 	// Newer says what to do with a host whose agent is newer than ours.
 	Newer Newer
 }
@@ -95,10 +97,11 @@ func (p *Provisioner) Run(ctx context.Context, t Target) (Result, error) {
 	if p.NeedAgent && f["sum:"+agentBin] == "" {
 		return Result{}, ErrNoAgentThere
 	}
-	if err := p.age(ctx, cl, f); err != nil {
+	agent := func() (Unpacked, error) { return p.Agents.get(f.arch()) }
+	if err := p.age(ctx, cl, f, agent); err != nil {
 		return Result{}, err
 	}
-	plan, err := p.plan(t, f)
+	plan, err := p.plan(t, f, agent)
 	if err != nil {
 		return Result{}, err
 	}
@@ -177,16 +180,16 @@ type plan struct {
 	done     []string
 }
 
-func (p *Provisioner) plan(t Target, f facts) (plan, error) {
+func (p *Provisioner) plan(t Target, f facts, ours func() (Unpacked, error)) (plan, error) {
 	var pl plan
-	var agent []byte
+	var agent Unpacked
 	var err error
 	if arch := f.arch(); arch != "" && f["os"] == "Linux" && !((p.CertsOnly || f["newer"] == yes(true)) && f["sum:"+agentBin] != "") {
-		if agent, err = Agent(arch); err != nil {
+		if agent, err = ours(); err != nil {
 			return pl, err
 		}
 	}
-	if err := f.check(t.port(), int64(len(agent))); err != nil {
+	if err := f.check(t.port(), int64(len(agent.Data))); err != nil {
 		return pl, err
 	}
 	if skew := f.skew(time.Now()); skew < -45*time.Minute || skew > 24*time.Hour {
@@ -200,8 +203,8 @@ func (p *Provisioner) plan(t Target, f facts) (plan, error) {
 		pl.hostname = true
 		pl.done = append(pl.done, "hostname")
 	}
-	if agent != nil && f["sum:"+agentBin] != ssh.Sum(agent) {
-		pl.agent, pl.restart = agent, true
+	if agent.Data != nil && f["sum:"+agentBin] != agent.Sum {
+		pl.agent, pl.restart = agent.Data, true
 		pl.done = append(pl.done, "agent")
 	}
 	want := []file{

@@ -251,7 +251,7 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 		return provision.Result{}, err
 	}
 	eo := mc.HostOptions.EngineOptions
-	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly, NeedAgent: o.needAgent, Version: m.AgentVersion, Newer: o.newer}
+	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly, NeedAgent: o.needAgent, Agents: m.agents, Version: m.AgentVersion, Newer: o.newer}
 	res, err = p.Run(ctx, provision.Target{
 		Machine: mc.Name, Driver: mc.DriverName, SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
 		Endpoint: endpoint, TLS: tlsConf, Script: script, Hostname: mc.HostOptions.HostnameOverride,

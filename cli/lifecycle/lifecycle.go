@@ -37,7 +37,12 @@ type Manager struct {
 	AgentVersion string
 	// DockerDir is the docker client's folder, ~/.docker, for contexts.
 	DockerDir string
+
+	agents *provision.Agents // unpacked once for all machines
 }
+
+// KeepAgents unpacks agents once for all machines, and not for each.
+func (m *Manager) KeepAgents() { m.agents = &provision.Agents{} }
 
 // Named returns a manager that puts a machine's name before each line of
 // progress, for work on many machines at once.
