@@ -316,7 +316,9 @@ func lockRoot(c *Config) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A lock of the process (F_SETLK, fcntl(2)), which children do not share: one
+	// that was being made when the agent was killed would hold flock(2)'s on.
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("data root %s is in use by another engine", c.DataRoot)
 	}

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Time-outs of the API's connections: a client that does not finish its
@@ -73,20 +75,12 @@ func listen(c *Config, k *keys) (list []net.Listener, err error) {
 		}
 	}()
 	for _, h := range c.Hosts {
-		proto, addr, ok := strings.Cut(h, "://")
-		if !ok {
-			proto, addr = "tcp", h
-		}
-		var l net.Listener
-		switch proto {
-		case "unix":
-			l, err = listenUnix(addr, c.SocketGroup)
-		case "tcp":
-			l, err = listenTCP(addr, c, k)
-		case "fd":
-			l, err = inherited()
-		default:
-			err = fmt.Errorf("protocol %q is not supported", proto)
+		l, err := listenAt(h, c, k)
+		// A child that was being made when the last agent was killed has its
+		// sockets until its exec.
+		for try := 0; try < 20 && errors.Is(err, unix.EADDRINUSE); try++ {
+			time.Sleep(50 * time.Millisecond)
+			l, err = listenAt(h, c, k)
 		}
 		if err != nil {
 			return list, fmt.Errorf("listen on %s: %w", h, err)
@@ -94,6 +88,22 @@ func listen(c *Config, k *keys) (list []net.Listener, err error) {
 		list = append(list, l)
 	}
 	return list, nil
+}
+
+func listenAt(host string, c *Config, k *keys) (net.Listener, error) {
+	proto, addr, ok := strings.Cut(host, "://")
+	if !ok {
+		proto, addr = "tcp", host
+	}
+	switch proto {
+	case "unix":
+		return listenUnix(addr, c.SocketGroup)
+	case "tcp":
+		return listenTCP(addr, c, k)
+	case "fd":
+		return inherited()
+	}
+	return nil, fmt.Errorf("protocol %q is not supported", proto)
 }
 
 func listenTCP(addr string, c *Config, k *keys) (net.Listener, error) {
@@ -127,7 +137,7 @@ func listenUnix(path, group string) (net.Listener, error) {
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
-		return nil, errors.New("another engine listens there already")
+		return nil, fmt.Errorf("another engine listens there already: %w", unix.EADDRINUSE)
 	}
 	os.Remove(path)
 	tmp := path + ".new" // never there with the wrong mode

@@ -146,7 +146,8 @@ func (s *supervised) run() error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A lock of the process, which a child that is just being made has no part in.
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		return errors.New("the agent is supervised already")
 	}
 	log, err := openBounded(superLog)
