@@ -21,4 +21,4 @@ arch=$(go env GOARCH)
 )
 mkdir "$dir/tmp"
 export GOTMPDIR="$dir/tmp" UPGRADE_FROM="$dir/tree/bin/agent"
-go test -exec "$PWD/scripts/dev/isolated.sh" -run TestF54From -count 1 -v -timeout 10m ./acceptance/docker
+go test -exec "$PWD/scripts/dev/isolated.sh" -tags upgrade -run TestF54From -count 1 -v -timeout 10m ./acceptance/docker

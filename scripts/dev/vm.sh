@@ -166,9 +166,9 @@ chmod +x "$work/disk/bin/go"
 			} | grep -vE '^=== (RUN|PAUSE|CONT|NAME)'
 		}
 	END
-	for p in $(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' "$@"); do
+	for p in $(go list -tags vm -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' "$@"); do
 		d=${p#"$PWD"/}
-		go test -c -trimpath -ldflags '-s -w' -o "$tree/$d/vm.test" "./$d"
+		go test -c -tags vm -trimpath -ldflags '-s -w' -o "$tree/$d/vm.test" "./$d"
 		echo "t $d '${VM_RUN:-.}'"
 	done
 	echo 'echo "vm: end"'
