@@ -155,7 +155,12 @@ depend() { need net localmount; use dns; after firewall cgroups; }
 start() { ebegin "Starting $name"; ` + agentBin + ` supervise --args-file ` + argsFile + `; eend $?; }
 stop() { ebegin "Stopping $name"; ` + agentBin + ` supervise --stop; eend $?; }
 reload() { ebegin "Reloading $name"; ` + agentBin + ` supervise --reload; eend $?; }
-status() { ` + agentBin + ` supervise --status >/dev/null; }
+status() {
+	if ` + agentBin + ` supervise --status >/dev/null 2>&1; then einfo "status: started"; return 0; fi
+	if service_started; then eerror "status: crashed"; return 32; fi
+	einfo "status: stopped"
+	return 3
+}
 `
 
 const sysvScript = `#!/bin/sh
@@ -169,13 +174,17 @@ const sysvScript = `#!/bin/sh
 # Default-Stop:      0 1 6
 # Short-Description: Container engine (machine agent)
 ### END INIT INFO
+# Exit codes are those of the Linux Standard Base.
+runs() { ` + agentBin + ` supervise --status >/dev/null 2>&1; }
+start() { runs || ` + agentBin + ` supervise --args-file ` + argsFile + ` </dev/null; }
 case "$1" in
-start) exec ` + agentBin + ` supervise --args-file ` + argsFile + ` ;;
-stop) exec ` + agentBin + ` supervise --stop ;;
-restart) exec ` + agentBin + ` supervise --restart ;;
-reload|force-reload) exec ` + agentBin + ` supervise --reload ;;
-status) exec ` + agentBin + ` supervise --status ;;
-*) echo "usage: $0 start|stop|restart|reload|status" >&2; exit 2 ;;
+start) start ;;
+stop) ` + agentBin + ` supervise --stop ;;
+restart) ` + agentBin + ` supervise --stop && start ;;
+try-restart|condrestart) if runs; then ` + agentBin + ` supervise --stop && start; fi ;;
+reload|force-reload) runs || exit 7; ` + agentBin + ` supervise --reload ;;
+status) if runs; then echo "machine-agent is running"; else echo "machine-agent is not running"; exit 3; fi ;;
+*) echo "usage: $0 start|stop|restart|try-restart|reload|status" >&2; exit 2 ;;
 esac
 `
 

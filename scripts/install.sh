@@ -42,9 +42,12 @@ systemd)
 	;;
 openrc)
 	rc-update add machine-agent default >/dev/null
-	if [ "$RESTART" = yes ]; then rc-service machine-agent restart
-	elif [ "$RELOAD" = yes ]; then rc-service machine-agent reload
-	else rc-service machine-agent start; fi
+	if ! "$AGENT" supervise --status >/dev/null 2>&1; then
+		# Killed, it is still started in OpenRC's books.
+		rc-service machine-agent zap >/dev/null 2>&1 || :
+		rc-service machine-agent start
+	elif [ "$RESTART" = yes ]; then rc-service machine-agent restart
+	elif [ "$RELOAD" = yes ]; then rc-service machine-agent reload; fi
 	;;
 *)
 	if [ "$INIT" = sysvinit ]; then

@@ -42,7 +42,10 @@ type Options struct {
 	User  string // who logs in; root when empty
 	// Systemd boots the host with systemd, and little else.
 	Systemd bool
-	Files   map[string]string // files of this computer, and where they are on the host
+	// Tree is a folder whose content is added to the host's, and Boot what makes
+	// the first process another one than sshd: the text of a shell.
+	Tree, Boot string
+	Files      map[string]string // files of this computer, and where they are on the host
 }
 
 // New starts a host, which ends with the test.
@@ -73,6 +76,12 @@ func New(t testing.TB, opts ...Options) *Host {
 				t.Skip("needs the cgroup hierarchy name=systemd")
 			}
 			boot, h.systemd = systemdBoot, true
+		}
+		if o.Tree != "" {
+			run(t, "cp", "-a", o.Tree+"/.", filepath.Join(dir, "upper"))
+		}
+		if o.Boot != "" {
+			boot = o.Boot
 		}
 		if o.User != "" {
 			h.User = o.User

@@ -23,6 +23,15 @@ want skopeo skopeo
 want buildah buildah
 [ -e /usr/bin/docker-registry ] || need="$need docker-registry"
 [ -d /usr/lib/python3/dist-packages/docker ] || need="$need python3-docker"
+# Other init systems: their packages are unpacked into test hosts, never
+# installed here. The tests skip without them.
+inits=/var/cache/machine-inits
+if [ "$(id -u)" = 0 ] && [ ! -e $inits/all ] && mkdir -p $inits/new; then
+	(cd $inits/new && { apt-cache show openrc >/dev/null 2>&1 || apt-get update -qq; } &&
+		apt-get download -qq -o APT::Sandbox::User=root sysvinit-core sysvinit-utils sysv-rc insserv startpar openrc librc1 libeinfo1 >/dev/null &&
+		rm -f ../*.deb && mv ./*.deb .. && touch ../all) || echo "needs.sh: no packages of other init systems" >&2
+	rm -rf $inits/new
+fi
 [ -n "$need" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
 	echo "needs.sh: missing:$need; run as root, or install them" >&2
