@@ -9,9 +9,15 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
+// defaultText and severalText say what the names of a command mean.
+const (
+	defaultText = "Without a name, the machine that is called default is meant."
+	severalText = "Names may hold *, ? and [], in quotes. " + defaultText
+)
+
 // filterFlag is on every command that works on many machines.
 func filterFlag() cli.Flag {
-	return &cli.StringSliceFlag{Name: "filter", Usage: "Only machines with KEY=VALUE: name, driver, state, label or swarm"}
+	return &cli.StringSliceFlag{Name: "filter", Usage: "Only machines with KEY=VALUE: name, driver, state, label or swarm; several keys all have to match"}
 }
 
 // isPattern tells a pattern from a name: names hold none of these.

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -127,7 +128,7 @@ func (p *program) app() *cli.App {
 	app := cli.NewApp()
 	app.Name = p.name
 	app.HelpName = p.name
-	app.Usage = "Create and manage machines running Docker."
+	app.Usage = "Create and manage machines that run containers"
 	app.Version = Version + ", build " + Commit
 	app.Writer, app.ErrWriter = p.stdout, p.stderr
 	app.HideVersion = false
@@ -138,6 +139,7 @@ func (p *program) app() *cli.App {
 	app.CommandNotFound = nil
 	app.Flags = globalFlags()
 	app.Commands = p.commands()
+	sort.Slice(app.Commands, func(i, j int) bool { return app.Commands[i].Name < app.Commands[j].Name })
 	plainSwitches(app.Flags)
 	for _, c := range app.Commands {
 		c.OnUsageError = p.usageError
@@ -172,14 +174,14 @@ func globalFlags() []cli.Flag {
 		return &cli.StringFlag{Name: name, Usage: usage, EnvVars: []string{"MACHINE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))}}
 	}
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "debug", Aliases: []string{"D"}, Usage: "Enable debug mode"},
-		&cli.StringFlag{Name: "storage-path", Aliases: []string{"s"}, EnvVars: []string{"MACHINE_STORAGE_PATH"}, Value: defaultStore(), Usage: "Configures storage path"},
-		str("tls-ca-cert", "CA to verify remotes against"),
-		str("tls-ca-key", "Private key to generate certificates"),
-		str("tls-client-cert", "Client cert to use for TLS"),
-		str("tls-client-key", "Private key used in client TLS auth"),
-		str("github-api-token", "Token to use for requests to the Github API"),
-		&cli.BoolFlag{Name: "native-ssh", EnvVars: []string{"MACHINE_NATIVE_SSH"}, Value: true, Usage: "Use the native (Go-based) SSH implementation; --native-ssh=false takes the ssh program"},
+		&cli.BoolFlag{Name: "debug", Aliases: []string{"D"}, Usage: "Tell what is done, on standard error"},
+		&cli.StringFlag{Name: "storage-path", Aliases: []string{"s"}, EnvVars: []string{"MACHINE_STORAGE_PATH"}, Value: defaultStore(), Usage: "Folder of the machines and certificates"},
+		str("tls-ca-cert", "CA's certificate (default: certs/ca.pem of the storage path)"),
+		str("tls-ca-key", "CA's key, which signs certificates (default: certs/ca-key.pem there)"),
+		str("tls-client-cert", "Client's certificate (default: certs/cert.pem there)"),
+		str("tls-client-key", "Client's key (default: certs/key.pem there)"),
+		str("github-api-token", "Accepted and ignored: nothing is downloaded from there"),
+		&cli.BoolFlag{Name: "native-ssh", EnvVars: []string{"MACHINE_NATIVE_SSH"}, Value: true, Usage: "Use the SSH client inside; --native-ssh=false takes the ssh program"},
 		str("bugsnag-api-token", "Accepted and ignored: no crash report is ever sent"),
 		&cli.StringFlag{Name: "secret-namespace", Hidden: true, Usage: "Rancher's, accepted when empty"},
 		&cli.StringFlag{Name: "secret-name", Hidden: true, Usage: "Rancher's, accepted when empty"},

@@ -23,38 +23,48 @@ const driverVar = "MACHINE_DRIVER"
 
 func (p *program) createCommand() *cli.Command {
 	return &cli.Command{Name: "create", Usage: "Create a machine, or several", ArgsUsage: "NAME...",
-		Description: "Run '" + p.name + " create --driver name --help' to include the create flags for that driver in the help text.",
+		Description: "The options of a driver are shown by '" + p.name + " create -d DRIVER --help'. Drivers are " + kindNames() + ", and\nany program docker-machine-driver-NAME on the search path.",
 		Flags:       sharedFlags(), Action: p.create}
 }
 
 func sharedFlags() []cli.Flag {
 	list := func(name, usage string) cli.Flag { return &cli.StringSliceFlag{Name: name, Usage: usage} }
 	return []cli.Flag{
-		&cli.StringFlag{Name: "driver", Aliases: []string{"d"}, Value: all.Default(), EnvVars: []string{driverVar}, Usage: "Driver to create machine with."},
+		&cli.StringFlag{Name: "driver", Aliases: []string{"d"}, Value: all.Default(), EnvVars: []string{driverVar}, Usage: "Driver that makes the machine"},
 		&cli.StringFlag{Name: "engine-install-url", Value: "https://get.docker.com", EnvVars: []string{"MACHINE_DOCKER_INSTALL_URL"}, Usage: "Accepted and kept: the engine comes with this program"},
-		list("engine-opt", "Specify arbitrary flags to include with the created engine in the form flag=value"),
-		list("engine-insecure-registry", "Specify insecure registries to allow with the created engine"),
-		list("engine-registry-mirror", "Specify registry mirrors to use (comma-separated in ENGINE_REGISTRY_MIRROR)"),
-		list("engine-label", "Specify labels for the created engine"),
-		&cli.StringFlag{Name: "engine-storage-driver", Usage: "Specify a storage driver to use with the engine"},
-		list("engine-env", "Specify environment variables to set in the engine"),
-		list("tls-san", "Support extra SANs for TLS certs"),
-		&cli.BoolFlag{Name: "swarm", Usage: "Configure Machine to join a Swarm cluster"},
-		&cli.StringFlag{Name: "swarm-image", Value: "swarm:latest", EnvVars: []string{"MACHINE_SWARM_IMAGE"}, Usage: "Specify Docker image to use for Swarm"},
-		&cli.BoolFlag{Name: "swarm-master", Usage: "Configure Machine to be a Swarm master"},
-		&cli.StringFlag{Name: "swarm-discovery", Usage: "Discovery service to use with Swarm"},
-		&cli.StringFlag{Name: "swarm-strategy", Value: "spread", Usage: "Define a default scheduling strategy for Swarm"},
-		list("swarm-opt", "Define arbitrary flags for Swarm master"),
-		list("swarm-join-opt", "Define arbitrary flags for Swarm join"),
-		&cli.StringFlag{Name: "swarm-host", Value: "tcp://0.0.0.0:3376", Usage: "ip/socket to listen on for Swarm master"},
-		&cli.StringFlag{Name: "swarm-addr", Usage: "addr to advertise for Swarm (default: detect and use the machine IP)"},
-		&cli.BoolFlag{Name: "swarm-experimental", Usage: "Enable Swarm experimental features"},
-		&cli.StringFlag{Name: "custom-install-script", EnvVars: []string{"MACHINE_CUSTOM_INSTALL_SCRIPT"}, Usage: "A script that is run on the host, as root and once, before the engine is put there"},
-		&cli.StringFlag{Name: "hostname-override", EnvVars: []string{"MACHINE_HOSTNAME_OVERRIDE"}, Usage: "Give the host this name (default: it keeps its own)"},
-		&cli.IntFlag{Name: "count", Usage: "Create NAME-1 to NAME-COUNT at once; {n} in the driver's options is the number"},
-		&cli.BoolFlag{Name: "context", Usage: "Make a docker context of the machine's name, too, and remove it with the machine"},
+		list("engine-opt", "Option of the engine, as dockerd has them: KEY=VALUE"),
+		list("engine-insecure-registry", "Registry that may be without TLS, or with a certificate that nobody signed"),
+		list("engine-registry-mirror", "Registry mirror (several in ENGINE_REGISTRY_MIRROR, with commas between)"),
+		list("engine-label", "Label of the engine: KEY=VALUE"),
+		&cli.StringFlag{Name: "engine-storage-driver", Usage: "Storage driver of the engine"},
+		list("engine-env", "Environment variable of the engine: KEY=VALUE"),
+		list("tls-san", "Another name or address that the engine's certificate is to be good for"),
+		&cli.BoolFlag{Name: "swarm", Usage: "Classic Swarm: is kept in the record and does nothing; 'docker swarm' makes clusters"},
+		&cli.StringFlag{Name: "swarm-image", Value: "swarm:latest", EnvVars: []string{"MACHINE_SWARM_IMAGE"}, Usage: "As --swarm"},
+		&cli.BoolFlag{Name: "swarm-master", Usage: "As --swarm"},
+		&cli.StringFlag{Name: "swarm-discovery", Usage: "As --swarm"},
+		&cli.StringFlag{Name: "swarm-strategy", Value: "spread", Usage: "As --swarm"},
+		list("swarm-opt", "As --swarm"),
+		list("swarm-join-opt", "As --swarm"),
+		&cli.StringFlag{Name: "swarm-host", Value: "tcp://0.0.0.0:3376", Usage: "As --swarm"},
+		&cli.StringFlag{Name: "swarm-addr", Usage: "As --swarm"},
+		&cli.BoolFlag{Name: "swarm-experimental", Usage: "As --swarm"},
+		&cli.StringFlag{Name: "custom-install-script", EnvVars: []string{"MACHINE_CUSTOM_INSTALL_SCRIPT"}, Usage: "Script that is run on the host, as root and once, before the engine comes"},
+		&cli.StringFlag{Name: "hostname-override", EnvVars: []string{"MACHINE_HOSTNAME_OVERRIDE"}, Usage: "Name of the host (default: its own)"},
+		&cli.IntFlag{Name: "count", Usage: "Make NAME-1 to NAME-COUNT at once; {n} in other options is the number"},
+		&cli.BoolFlag{Name: "context", Usage: "Make a docker context of the machine's name, too; it goes with the machine"},
 		&cli.BoolFlag{Name: "resume", Usage: "Go on with a machine whose creation was cut off"},
 	}
+}
+
+// kindNames are the drivers inside this program.
+func kindNames() string {
+	var names []string
+	for _, k := range all.Kinds() {
+		names = append(names, k.Name)
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " and " + names[last]
 }
 
 // addDriverFlags looks for the driver's name in args, and adds its flags.

@@ -21,13 +21,13 @@ const sep = string(os.PathSeparator)
 var errShell = errors.New("Error: Unknown shell") //nolint:staticcheck // docker-machine's words
 
 func (p *program) envCommand() *cli.Command {
-	return &cli.Command{Name: "env", Usage: "Display the commands to set up the environment for the Docker client", ArgsUsage: "[NAME]",
-		Description: "Argument is a machine name.",
+	return &cli.Command{Name: "env", Usage: "Print the commands that let the docker client use a machine", ArgsUsage: "[NAME]",
+		Description: defaultText,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "swarm", Usage: "Display the Swarm config instead of the Docker daemon"},
-			&cli.StringFlag{Name: "shell", Usage: "Force environment to be configured for a specified shell: [fish, cmd, powershell, tcsh, emacs], default is auto-detect"},
-			&cli.BoolFlag{Name: "unset", Aliases: []string{"u"}, Usage: "Unset variables instead of setting them"},
-			&cli.BoolFlag{Name: "no-proxy", Usage: "Add machine IP to NO_PROXY environment variable"},
+			&cli.BoolFlag{Name: "swarm", Usage: "For the classic Swarm master instead of the engine"},
+			&cli.StringFlag{Name: "shell", Usage: "For this shell: bash, zsh, fish, cmd, powershell, tcsh or emacs (default: the one that is used)"},
+			&cli.BoolFlag{Name: "unset", Aliases: []string{"u"}, Usage: "Print the commands that undo it"},
+			&cli.BoolFlag{Name: "no-proxy", Usage: "Add the machine's address to NO_PROXY"},
 		},
 		Action: p.env}
 }

@@ -18,12 +18,15 @@ import (
 
 func (p *program) execCommand() *cli.Command {
 	return &cli.Command{Name: "exec", Usage: "Run a command on many machines at once", ArgsUsage: "[--filter KEY=VALUE] NAME... -- COMMAND...",
-		Description:     "Names may hold * and ?. Each line of output begins with its machine's name. Fails if one fails.",
+		Description:     "Names may hold *, ? and [], in quotes. Each line of output begins with its machine's name. Fails if the command fails on any.",
 		SkipFlagParsing: true, Action: p.exec}
 }
 
 func (p *program) exec(c *cli.Context) error {
 	args := c.Args().Slice()
+	if len(args) > 0 && (args[0] == "-h" || args[0] == "--help" || args[0] == "-help") {
+		return cli.ShowCommandHelp(parent(c), "exec")
+	}
 	cut := -1
 	for i, a := range args {
 		if a == "--" {

@@ -55,14 +55,30 @@ type fleetGroup struct {
 
 func fleetFlags(more ...cli.Flag) []cli.Flag {
 	return append([]cli.Flag{
-		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "fleet.yaml", Usage: "The fleet's file"},
+		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Value: "fleet.yaml", Usage: "File that declares the machines"},
 		&cli.IntFlag{Name: "parallel", Aliases: []string{"p"}, Value: 16, Usage: "How many machines at once"},
 	}, more...)
 }
 
+const applyText = `Makes what is missing, goes on with what was cut off, starts what is stopped, changes what
+differs, and leaves the rest alone. What is taken out of the file goes back to its default.
+Machines that the file does not name are not touched. A file:
+
+machines:
+  web:
+    driver: generic
+    count: 3                          # web-1 to web-3
+    options:                          # of the driver; {n} is the number
+      generic-ip-address: 10.0.0.{n}
+    labels: [role=web]
+    engine: [log-level=debug]
+    context: true
+
+Further: env, insecure-registries, registry-mirrors, storage-driver, tls-sans, hostname, install-script.`
+
 func (p *program) applyCommand() *cli.Command {
 	return &cli.Command{Name: "apply", Aliases: []string{"up"}, Usage: "Bring all machines of a fleet file to the state that it declares", ArgsUsage: " ",
-		Description: "Makes what is missing, goes on with what was cut off, starts what is stopped, changes options, labels and engine options that differ, and leaves the rest alone. Machines that the file does not name are not touched.",
+		Description: applyText,
 		Flags:       fleetFlags(&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "Only tell what would be done"}),
 		Action:      p.up}
 }

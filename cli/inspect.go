@@ -12,8 +12,8 @@ import (
 
 func (p *program) inspectCommand() *cli.Command {
 	return &cli.Command{Name: "inspect", Usage: "Show all that is known about a machine", ArgsUsage: "[NAME]",
-		Description: "Argument is a machine name.",
-		Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "Format the output using the given go template."}},
+		Description: defaultText,
+		Flags:       []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "Go template of the output, with the functions json and prettyjson"}},
 		Action:      p.inspect}
 }
 

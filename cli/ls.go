@@ -44,13 +44,17 @@ type row struct {
 
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
 
+const lsText = `Names may hold *, ? and [], in quotes; without any, all machines are listed. Fields of a template are
+Name, Active, ActiveHost, ActiveSwarm, DriverName, State, URL, Swarm, SwarmOptions, EngineOptions, DockerVersion,
+Error, ResponseTime and CertEnds.`
+
 func (p *program) lsCommand() *cli.Command {
-	return &cli.Command{Name: "ls", Usage: "List machines", ArgsUsage: "[NAME...]",
+	return &cli.Command{Name: "ls", Usage: "List machines", ArgsUsage: "[NAME...]", Description: lsText,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Enable quiet mode"},
-			&cli.StringSliceFlag{Name: "filter", Usage: "Filter output based on conditions provided"},
-			&cli.IntFlag{Name: "timeout", Aliases: []string{"t"}, Value: 10, Usage: "Timeout in seconds, default to 10s"},
-			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "Pretty-print machines using a Go template"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Print names only"},
+			filterFlag(),
+			&cli.IntFlag{Name: "timeout", Aliases: []string{"t"}, Value: 10, Usage: "Seconds to wait for each machine"},
+			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "json, or a Go template for each machine; one that begins with table has a header"},
 		},
 		Action: p.ls}
 }

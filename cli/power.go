@@ -10,7 +10,7 @@ import (
 const newIP = "%s machines may have new IP addresses. You may need to re-run the `docker-machine env` command."
 
 func (p *program) startCommand() *cli.Command {
-	return &cli.Command{Name: "start", Usage: "Start machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "start", Usage: "Start machines", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			if err := p.each(c, p.m.Start); err != nil {
 				return err
@@ -21,17 +21,17 @@ func (p *program) startCommand() *cli.Command {
 }
 
 func (p *program) stopCommand() *cli.Command {
-	return &cli.Command{Name: "stop", Usage: "Stop machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "stop", Usage: "Stop machines", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error { return p.each(c, p.m.Stop) }}
 }
 
 func (p *program) killCommand() *cli.Command {
-	return &cli.Command{Name: "kill", Usage: "Kill machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "kill", Usage: "Stop machines at once, as if their power were cut", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error { return p.each(c, p.m.Kill) }}
 }
 
 func (p *program) restartCommand() *cli.Command {
-	return &cli.Command{Name: "restart", Usage: "Restart machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "restart", Usage: "Restart machines", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			if err := p.each(c, p.m.Restart); err != nil {
 				return err
@@ -42,7 +42,7 @@ func (p *program) restartCommand() *cli.Command {
 }
 
 func (p *program) provisionCommand() *cli.Command {
-	return &cli.Command{Name: "provision", Usage: "Re-provision existing machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "provision", Usage: "Bring the hosts of machines up to date; containers run on", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			return p.each(c, func(ctx context.Context, name string) error {
 				done, err := p.m.Provision(ctx, name)
@@ -55,8 +55,8 @@ func (p *program) provisionCommand() *cli.Command {
 }
 
 func (p *program) upgradeCommand() *cli.Command {
-	return &cli.Command{Name: "upgrade", Usage: "Upgrade the agent of machines to the one in this program; containers run on", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag(),
-		&cli.BoolFlag{Name: "downgrade", Usage: "Also where the host has a newer one"}},
+	return &cli.Command{Name: "upgrade", Usage: "Put the engine in this program on machines that have an older one; containers run on", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag(),
+		&cli.BoolFlag{Name: "downgrade", Usage: "Also on those that have a newer one"}},
 		Action: func(c *cli.Context) error {
 			return p.each(c, func(ctx context.Context, name string) error {
 				from, to, err := p.m.Upgrade(ctx, name, c.Bool("downgrade"))

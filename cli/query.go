@@ -13,7 +13,7 @@ import (
 )
 
 func (p *program) ipCommand() *cli.Command {
-	return &cli.Command{Name: "ip", Usage: "Get the IP addresses of machines", ArgsUsage: "[NAME...]", Flags: []cli.Flag{filterFlag()},
+	return &cli.Command{Name: "ip", Usage: "Print the IP addresses of machines", ArgsUsage: "[NAME...]", Description: severalText, Flags: []cli.Flag{filterFlag()},
 		Action: func(c *cli.Context) error {
 			return p.eachLine(c, func(ctx context.Context, mc *lifecycle.Machine) (string, error) { return mc.IP(ctx) })
 		}}
@@ -54,7 +54,7 @@ func (p *program) eachLine(c *cli.Context, f func(context.Context, *lifecycle.Ma
 }
 
 func (p *program) urlCommand() *cli.Command {
-	return &cli.Command{Name: "url", Usage: "Get the URL of a machine", ArgsUsage: "[NAME]",
+	return &cli.Command{Name: "url", Usage: "Print the URL of a machine's engine", ArgsUsage: "[NAME]", Description: defaultText,
 		Action: func(c *cli.Context) error {
 			mc, err := p.load(c)
 			if err != nil {
@@ -71,7 +71,7 @@ func (p *program) urlCommand() *cli.Command {
 }
 
 func (p *program) statusCommand() *cli.Command {
-	return &cli.Command{Name: "status", Usage: "Get the status of a machine", ArgsUsage: "[NAME]",
+	return &cli.Command{Name: "status", Usage: "Print what a machine does: Running, Stopped and so on", ArgsUsage: "[NAME]", Description: defaultText,
 		Action: func(c *cli.Context) error {
 			mc, err := p.load(c)
 			if err != nil {
@@ -113,9 +113,9 @@ func (p *program) versionCommand() *cli.Command {
 }
 
 func (p *program) configCommand() *cli.Command {
-	return &cli.Command{Name: "config", Usage: "Print the connection config for machine", ArgsUsage: "[NAME]",
-		Description: "Argument is a machine name.",
-		Flags:       []cli.Flag{&cli.BoolFlag{Name: "swarm", Usage: "Display the Swarm config instead of the Docker daemon"}},
+	return &cli.Command{Name: "config", Usage: "Print the docker client's options for a machine", ArgsUsage: "[NAME]",
+		Description: defaultText + " Fails where the engine does not answer.",
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: "swarm", Usage: "Those of the classic Swarm master instead of the engine"}},
 		Action: func(c *cli.Context) error {
 			p.infoToStderr = true
 			mc, err := p.load(c)
@@ -154,8 +154,8 @@ func (p *program) connect(ctx context.Context, mc *lifecycle.Machine, swarm bool
 }
 
 func (p *program) activeCommand() *cli.Command {
-	return &cli.Command{Name: "active", Usage: "Print which machine is active",
-		Flags: []cli.Flag{&cli.IntFlag{Name: "timeout", Aliases: []string{"t"}, Value: 10, Usage: "Timeout in seconds"}},
+	return &cli.Command{Name: "active", Usage: "Print the machine that DOCKER_HOST points to",
+		Flags: []cli.Flag{&cli.IntFlag{Name: "timeout", Aliases: []string{"t"}, Value: 10, Usage: "Seconds to wait for the machines"}},
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 0 {
 				return errors.New("Error: Too many arguments given") //nolint:staticcheck // docker-machine's words
@@ -181,7 +181,7 @@ func (p *program) activeCommand() *cli.Command {
 }
 
 func (p *program) renameCommand() *cli.Command {
-	return &cli.Command{Name: "rename", Usage: "Give a machine another name", ArgsUsage: "OLD NEW",
+	return &cli.Command{Name: "rename", Usage: "Give a stopped machine another name", ArgsUsage: "OLD NEW",
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 2 {
 				return errors.New("rename: name the machine and its new name")

@@ -15,12 +15,12 @@ import (
 
 func (p *program) rmCommand() *cli.Command {
 	return &cli.Command{Name: "rm", Usage: "Remove machines", ArgsUsage: "NAME...",
-		Description: "Argument(s) are one or more machine names.",
+		Description: "Names may hold *, ? and [], in quotes. What the driver made is removed; hosts of the driver generic stay as they are.",
 		Flags: []cli.Flag{
 			filterFlag(),
-			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Remove local configuration even if machine cannot be removed, also implies -y"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Forget machines also where removing them fails; implies -y"},
 			&cli.BoolFlag{Name: "update-config", Hidden: true, Usage: "Rancher's, accepted"},
-			&cli.BoolFlag{Name: "y", Usage: "Assumes automatic yes to proceed with remove, without prompting further user confirmation"},
+			&cli.BoolFlag{Name: "y", Usage: "Do not ask"},
 		},
 		Action: p.rm}
 }
@@ -67,11 +67,11 @@ func (p *program) confirm(question string) (yes, eof bool) {
 }
 
 func (p *program) regenerateCommand() *cli.Command {
-	return &cli.Command{Name: "regenerate-certs", Usage: "Regenerate the TLS certificates of machines; containers run on", ArgsUsage: "[NAME...]",
+	return &cli.Command{Name: "regenerate-certs", Usage: "Make the TLS certificates of machines anew; containers run on", ArgsUsage: "[NAME...]", Description: severalText,
 		Flags: []cli.Flag{
 			filterFlag(),
-			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Force rebuild and do not prompt"},
-			&cli.BoolFlag{Name: "client-certs", Usage: "Also regenerate the client certificate, and the CA where it ends soon"},
+			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "Do not ask"},
+			&cli.BoolFlag{Name: "client-certs", Usage: "Also the client's certificate, and the CA where it ends soon"},
 		},
 		Action: func(c *cli.Context) error {
 			if !c.Bool("force") {

@@ -16,13 +16,13 @@ import (
 )
 
 func (p *program) scpCommand() *cli.Command {
-	return &cli.Command{Name: "scp", Usage: "Copy files between machines", ArgsUsage: "SOURCE TARGET",
-		Description: "Arguments are [[user@]machine:][path] [[user@]machine:][path]. Modes and times are kept.",
+	return &cli.Command{Name: "scp", Usage: "Copy files between machines and this computer", ArgsUsage: "SOURCE TARGET",
+		Description: "SOURCE and TARGET are [[USER@]MACHINE:]PATH. Modes and times are kept, links are followed.",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "Copy files recursively (required to copy directories)"},
-			&cli.BoolFlag{Name: "delta", Aliases: []string{"d"}, Usage: "Reduce amount of data sent over network by sending only the differences"},
-			&cli.BoolFlag{Name: "direct", Usage: "From machine to machine without this computer between; the one must reach any port of the other"},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Disables the progress meter as well as warning and diagnostic messages"},
+			&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "Also folders, with all that is in them"},
+			&cli.BoolFlag{Name: "delta", Aliases: []string{"d"}, Usage: "Send only what TARGET lacks, also within files that differ"},
+			&cli.BoolFlag{Name: "direct", Usage: "From machine to machine without this computer between; SOURCE has to reach any port of TARGET"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "Show no progress"},
 		},
 		Action: p.scp}
 }

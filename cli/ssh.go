@@ -16,8 +16,8 @@ import (
 )
 
 func (p *program) sshCommand() *cli.Command {
-	return &cli.Command{Name: "ssh", Usage: "Log into or run a command on a machine with SSH", ArgsUsage: "[NAME] [SSH OPTIONS] [COMMAND]",
-		Description:     "Arguments are [machine-name] [ssh's options] [command]. Of those, -A, -D, -i, -J, -L, -l, -N, -n, -p, -R, -T and -t\nwork everywhere; with others, or with --native-ssh=false before the command, the ssh program is run.",
+	return &cli.Command{Name: "ssh", Usage: "Log in on a machine, or run a command there", ArgsUsage: "[NAME] [SSH OPTIONS] [COMMAND]",
+		Description:     "Of ssh's options, -A, -D, -i, -J, -L, -l, -N, -n, -p, -R, -T and -t\nwork everywhere; for others, or with --native-ssh=false before ssh, the ssh program is run.\n" + defaultText,
 		SkipFlagParsing: true, HideHelp: true, Action: p.ssh}
 }
 
@@ -116,9 +116,9 @@ func (p *program) sshStatus(c *cli.Context, err error) error {
 }
 
 func (p *program) mountCommand() *cli.Command {
-	return &cli.Command{Name: "mount", Usage: "Mount or unmount a directory from a machine with SSHFS", ArgsUsage: "[NAME:]PATH [MOUNTPOINT]",
-		Description: "Arguments are [machine:][path] [mountpoint]",
-		Flags:       []cli.Flag{&cli.BoolFlag{Name: "unmount", Aliases: []string{"u"}, Usage: "Unmount instead of mount"}},
+	return &cli.Command{Name: "mount", Usage: "Mount a machine's folder here, with sshfs", ArgsUsage: "[NAME:]PATH [MOUNTPOINT]",
+		Description: "PATH is on the machine, MOUNTPOINT here (default: the same path).\n" + defaultText,
+		Flags:       []cli.Flag{&cli.BoolFlag{Name: "unmount", Aliases: []string{"u"}, Usage: "End the mount"}},
 		Action:      p.mount}
 }
 

@@ -30,12 +30,12 @@ func Kind() drivers.Kind {
 	return drivers.Kind{
 		Name: Name,
 		Flags: []drivers.Flag{
-			{Name: "generic-engine-port", Usage: "Docker engine port", Env: "GENERIC_ENGINE_PORT", Value: 2376},
-			{Name: "generic-ip-address", Usage: "IP Address of machine, or its name in ~/.ssh/config", Env: "GENERIC_IP_ADDRESS", Value: ""},
-			{Name: "generic-ssh-jump", Usage: "Hosts that lead to the machine: [user@]host[:port], with commas between", Env: "GENERIC_SSH_JUMP", Value: ""},
-			{Name: "generic-ssh-key", Usage: "SSH private key path (if not provided, default SSH key will be used)", Env: "GENERIC_SSH_KEY", Value: ""},
-			{Name: "generic-ssh-port", Usage: "SSH port", Env: "GENERIC_SSH_PORT", Value: 22},
-			{Name: "generic-ssh-user", Usage: "SSH user", Env: "GENERIC_SSH_USER", Value: "root"},
+			{Name: "generic-engine-port", Usage: "Port of the engine", Env: "GENERIC_ENGINE_PORT", Value: 2376},
+			{Name: "generic-ip-address", Usage: "Address of the host, or its name in ~/.ssh/config", Env: "GENERIC_IP_ADDRESS", Value: ""},
+			{Name: "generic-ssh-jump", Usage: "Hosts that lead there: [USER@]HOST[:PORT], with commas between", Env: "GENERIC_SSH_JUMP", Value: ""},
+			{Name: "generic-ssh-key", Usage: "File of the private key (default: the SSH agent, and keys in ~/.ssh)", Env: "GENERIC_SSH_KEY", Value: ""},
+			{Name: "generic-ssh-port", Usage: "Port of SSH", Env: "GENERIC_SSH_PORT", Value: 22},
+			{Name: "generic-ssh-user", Usage: "User who logs in: root, or one who may use sudo without a password", Env: "GENERIC_SSH_USER", Value: "root"},
 		},
 		New: func(env drivers.Env) drivers.Driver { return &Driver{env: env} },
 	}

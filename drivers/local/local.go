@@ -40,7 +40,7 @@ func Kind() drivers.Kind {
 	return drivers.Kind{
 		Name: Name,
 		Flags: []drivers.Flag{
-			{Name: "local-ip-address", Usage: "address on the computer's machine0 bridge (default: the first free one)", Env: "LOCAL_IP_ADDRESS", Value: ""},
+			{Name: "local-ip-address", Usage: "Address on the computer's machine0 bridge (default: the first free one)", Env: "LOCAL_IP_ADDRESS", Value: ""},
 		},
 		New: func(env drivers.Env) drivers.Driver { return &Driver{env: env} },
 	}

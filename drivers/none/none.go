@@ -19,7 +19,7 @@ func Kind() drivers.Kind {
 	return drivers.Kind{
 		Name:  Name,
 		Bare:  true,
-		Flags: []drivers.Flag{{Name: "url", Usage: "URL of host when no driver is selected", Value: ""}},
+		Flags: []drivers.Flag{{Name: "url", Usage: "URL of an engine that is there: tcp://HOST:PORT", Value: ""}},
 		New:   func(env drivers.Env) drivers.Driver { return &Driver{env: env} },
 	}
 }
