@@ -30,16 +30,43 @@ func (p CertPaths) In(dir string) CertPaths {
 	return CertPaths{or(p.CA, "ca.pem"), or(p.CAKey, "ca-key.pem"), or(p.Cert, "cert.pem"), or(p.Key, "key.pem")}
 }
 
+// foreign says that the user named all that a client needs, and no key of the
+// CA: the engine is not ours to give certificates to.
+func (p CertPaths) foreign() bool {
+	return p.CA != "" && p.Cert != "" && p.Key != "" && p.CAKey == ""
+}
+
+// checkForeign reads what the user named.
+func (p CertPaths) checkForeign() error {
+	ca, err := os.ReadFile(p.CA)
+	if err != nil {
+		return fmt.Errorf("--tls-ca-cert: %w", err)
+	}
+	pair, err := readPair(p.Cert, p.Key)
+	if err != nil {
+		return fmt.Errorf("--tls-client-cert, --tls-client-key: %w", err)
+	}
+	if !pair.Matches() {
+		return fmt.Errorf("--tls-client-key %s is not the key of --tls-client-cert %s", p.Key, p.Cert)
+	}
+	_, err = certs.Client(ca, pair, "")
+	return err
+}
+
 func (m *Manager) paths() CertPaths { return m.Certs.In(m.Store.Path("certs")) }
 
 // pathsOf are the certificates for one machine: the shared ones, but for a
-// machine that came from another computer with its own.
+// machine that came from another computer, or was there before us, with its own.
 func (m *Manager) pathsOf(mc *Machine) CertPaths {
 	a := mc.HostOptions.AuthOptions
-	if filepath.Dir(a.CaCertPath) != m.Store.MachineDir(mc.Name) {
+	if !m.hasOwn(mc) {
 		return m.paths()
 	}
 	return CertPaths{CA: a.CaCertPath, CAKey: a.CaPrivateKeyPath, Cert: a.ClientCertPath, Key: a.ClientKeyPath}
+}
+
+func (m *Manager) hasOwn(mc *Machine) bool {
+	return filepath.Dir(mc.HostOptions.AuthOptions.CaCertPath) == m.Store.MachineDir(mc.Name)
 }
 
 // Bootstrap makes the CA and the client certificate if they are missing,
@@ -89,6 +116,9 @@ func (m *Manager) bootstrap(ctx context.Context, newClient bool) error {
 	cl, err := readPair(p.Cert, p.Key)
 	if err == nil && !newClient && cl.Matches() && !renewable(cl.Cert, ca.Cert, now) && certs.Check(ca.Cert, cl.Cert, x509.ExtKeyUsageClientAuth, nil, now) == nil {
 		return nil
+	}
+	if m.Certs.Cert != "" && len(cl.Cert) > 0 {
+		return fmt.Errorf("client certificate %s, which --tls-client-cert names, is not good with CA %s: it is left as it is", p.Cert, p.CA)
 	}
 	m.Say("Creating client certificate: %s", p.Cert)
 	cl, err = certs.Issue(ca, certs.Request{Org: username() + ".<bootstrap>", Client: true}, now)

@@ -72,7 +72,12 @@ func (m *Manager) Create(ctx context.Context, c Create) error {
 		return err
 	}
 	defer func() { _ = mc.Close() }()
-	if err := m.Bootstrap(ctx); err != nil {
+	if kind.Bare && m.Certs.foreign() {
+		err = m.Certs.checkForeign()
+	} else {
+		err = m.Bootstrap(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	m.Say("Running pre-create checks...")
@@ -102,6 +107,9 @@ func (m *Manager) exists(name string) error {
 
 func (m *Manager) newMachine(c Create, kind drivers.Kind) (*Machine, error) {
 	p, dir := m.paths(), m.Store.MachineDir(c.Name)
+	if kind.Bare && m.Certs.foreign() { // the machine keeps copies
+		p = CertPaths{}.In(dir)
+	}
 	rec := &store.Record{Name: c.Name, DriverName: c.Driver, HostOptions: store.HostOptions{
 		EngineOptions: c.Engine,
 		SwarmOptions:  c.Swarm,
@@ -171,13 +179,22 @@ func (m *Manager) finish(ctx context.Context, mc *Machine, in store.Intent) (err
 			return err
 		}
 		m.Say("Docker is up and running!")
-	} else if err := m.copyClient(mc.Name, m.paths()); err != nil {
+	} else if err := m.copyBare(mc); err != nil {
 		return err
 	}
 	if err := errors.Join(mc.Save(), m.syncContext(ctx, mc)); err != nil {
 		return err
 	}
 	return m.Store.Done(mc.Name)
+}
+
+// copyBare gives a machine that is only a URL its client certificate.
+func (m *Manager) copyBare(mc *Machine) error {
+	p := m.paths()
+	if m.hasOwn(mc) && !m.Certs.foreign() {
+		p = m.pathsOf(mc)
+	}
+	return m.copyClient(mc.Name, p)
 }
 
 // waitRunning waits until the driver says that the machine runs.

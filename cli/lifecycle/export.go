@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,10 @@ func (m *Manager) Export(name, passphrase string) ([]byte, error) {
 	p := m.pathsOf(mc)
 	for file, from := range map[string]string{"ca.pem": p.CA, "ca-key.pem": p.CAKey, "cert.pem": p.Cert, "key.pem": p.Key} {
 		if x.Files[file], err = os.ReadFile(from); err != nil {
+			if file == "ca-key.pem" && mc.Kind.Bare && errors.Is(err, fs.ErrNotExist) {
+				delete(x.Files, file) // the CA is somebody else's
+				continue
+			}
 			return nil, fmt.Errorf("export %q: %w", name, err)
 		}
 	}

@@ -60,7 +60,7 @@ func (m *Manager) KeepFresh(ctx context.Context, mc *Machine) {
 // due reports whether the machine's certificates need work.
 func (m *Manager) due(mc *Machine, ip string) bool {
 	dir, p := m.Store.MachineDir(mc.Name), m.pathsOf(mc)
-	if m.Store.Pending(mc.Name) != nil {
+	if in := m.Store.Pending(mc.Name); in != nil && in.Op != changeOp {
 		return false // half made: resume or rm is what it needs
 	}
 	if _, err := os.Stat(filepath.Join(dir, "server.pem")); err != nil {

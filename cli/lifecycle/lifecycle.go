@@ -181,6 +181,9 @@ func (mc *Machine) IP(ctx context.Context) (string, error) {
 
 // SSH returns how to log in.
 func (mc *Machine) SSH(ctx context.Context) (ssh.Config, error) {
+	if mc.Kind.Bare {
+		return ssh.Config{}, fmt.Errorf("machine %q is only a URL (driver %q): there is no host to log in to", mc.Name, mc.DriverName)
+	}
 	a, err := mc.Driver.Address(ctx)
 	if err != nil {
 		return ssh.Config{}, err
@@ -196,6 +199,9 @@ func (mc *Machine) SSH(ctx context.Context) (ssh.Config, error) {
 // engineDial returns how to reach the engine: nil for straight, and through
 // the jump hosts of a machine that has such. The caller releases it.
 func (mc *Machine) engineDial(ctx context.Context) (provision.Dial, func(), error) {
+	if mc.Kind.Bare {
+		return nil, func() {}, nil
+	}
 	conf, err := mc.SSH(ctx)
 	if err != nil || len(conf.Jumps) == 0 {
 		return nil, func() {}, err

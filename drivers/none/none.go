@@ -19,7 +19,7 @@ func Kind() drivers.Kind {
 	return drivers.Kind{
 		Name:  Name,
 		Bare:  true,
-		Flags: []drivers.Flag{{Name: "url", Usage: "URL of an engine that is there: tcp://HOST:PORT", Value: ""}},
+		Flags: []drivers.Flag{{Name: "url", Usage: "URL of an engine that is there: tcp://HOST:PORT; one with a CA of its own needs --tls-ca-cert, --tls-client-cert and --tls-client-key before create", Value: ""}},
 		New:   func(env drivers.Env) drivers.Driver { return &Driver{env: env} },
 	}
 }
