@@ -26,7 +26,7 @@ func TestScripts(t *testing.T) {
 // commands are what scripts may call: this binary under other names.
 func commands() map[string]func() {
 	run := func() { os.Exit(cli.Run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) }
-	return map[string]func(){"machine": run, "docker-machine": run}
+	return map[string]func(){"machine": run, "docker-machine": run, "docker-machine-driver-none": run}
 }
 
 func TestMain(m *testing.M) { testscript.Main(m, commands()) }

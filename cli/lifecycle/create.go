@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"machine/cli/store"
@@ -197,6 +199,16 @@ func (m *Manager) copyBare(mc *Machine) error {
 	return m.copyClient(mc.Name, p)
 }
 
+// provider is the driver's name in the engine's label; a driver may be named by
+// the path of its program.
+func provider(driver string) string {
+	if filepath.IsAbs(driver) {
+		driver = strings.TrimSuffix(filepath.Base(driver), ".exe")
+		driver = strings.TrimPrefix(driver, "docker-machine-driver-")
+	}
+	return driver
+}
+
 // waitRunning waits until the driver says that the machine runs.
 func (m *Manager) waitRunning(ctx context.Context, mc *Machine) error {
 	m.Say("Waiting for machine to be running, this may take a few minutes...")
@@ -270,7 +282,7 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 	eo := mc.HostOptions.EngineOptions
 	p := provision.Provisioner{Log: m.Log, Say: m.Say, CertsOnly: o.certsOnly, NeedAgent: o.needAgent, Agents: m.agents, Version: m.AgentVersion, Newer: o.newer}
 	res, err = p.Run(ctx, provision.Target{
-		Machine: mc.Name, Driver: mc.DriverName, SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
+		Machine: mc.Name, Driver: provider(mc.DriverName), SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
 		Endpoint: endpoint, TLS: tlsConf, Script: script, Hostname: mc.HostOptions.HostnameOverride,
 		Engine: provision.Engine{
 			Port: portOf(endpoint), Labels: eo.Labels, Options: eo.ArbitraryFlags, InsecureRegistry: eo.InsecureRegistry,

@@ -18,7 +18,8 @@ func Find(ctx context.Context, name string, withFlags bool, log *slog.Logger) (d
 		return drivers.Kind{}, false, nil
 	}
 	kind := plugin.Kind(name, path)
-	kind.Bare = name == "ci-test" // docker-machine does not provision these
+	short := plugin.Short(name)
+	kind.Bare = short == "ci-test" || short == "none" // docker-machine does not provision these
 	if !withFlags {
 		return kind, true, nil
 	}

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -27,13 +28,28 @@ const (
 	callLimit  = 30 * time.Second // of calls that only ask
 )
 
-// Find looks for the program of a driver on the PATH.
+// Find looks for the program of a driver on the PATH. As with Rancher, the name
+// may be that of the program with its whole path.
 func Find(name string) (path string, ok bool) {
+	if filepath.IsAbs(name) {
+		path, err := exec.LookPath(name)
+		return path, err == nil && Short(name) != name
+	}
 	if !drivers.ValidName(strings.ReplaceAll(name, "_", "-")) {
 		return "", false
 	}
 	path, err := exec.LookPath(prefix + name)
 	return path, err == nil
+}
+
+// Short returns the driver's name of one that may be a path.
+func Short(name string) string {
+	if filepath.IsAbs(name) {
+		if short, ok := Name(strings.TrimSuffix(filepath.Base(name), ".exe")); ok && short != "" {
+			return short
+		}
+	}
+	return name
 }
 
 // Kind describes the driver in the program at path, without its flags.
@@ -227,7 +243,7 @@ func (d *Driver) start(ctx context.Context) (*process, error) {
 
 func (d *Driver) launch(ctx context.Context) (*process, error) {
 	cmd := exec.Command(d.path)
-	cmd.Env = append(os.Environ(), tokenVar+"="+tokenValue, nameVar+"="+d.name)
+	cmd.Env = append(os.Environ(), tokenVar+"="+tokenValue, nameVar+"="+Short(d.name))
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
