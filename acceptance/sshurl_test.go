@@ -48,6 +48,13 @@ func TestDockerHostSSH(t *testing.T) {
 	if got := machine("provision", "dev"); strings.Contains(got, "up to date") {
 		t.Errorf("provision leaves a host without dial-stdio: %s", got)
 	}
+	user := hosts.New(t, hosts.Cgroups(), hosts.Options{Setup: noClient}, hosts.Sudoer(t))
+	machine("create", "-d", "generic", "--generic-ip-address", user.IP, "--generic-ssh-user", user.User, "--generic-ssh-key", user.Key, "user")
+	userEnv := append(env, "SSH_TEST_KEY="+user.Key)
+	if got := must(userEnv, "docker", "-H", "ssh://"+user.User+"@"+user.IP, "version", "-f", "{{.Server.Version}}"); got == "" {
+		t.Error("a user with sudo gets no answer")
+	}
+	machine("rm", "-y", "user")
 	for name, key := range map[string]string{"web": h.Key, "dev": filepath.Join(store, "machines/dev/id_ed25519")} {
 		url := "ssh://root@" + machine("ip", name)
 		keyed := append(env, "SSH_TEST_KEY="+key)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -25,6 +27,9 @@ func dialStdio(argv []string) int {
 		return 1
 	}
 	c, err := net.Dial("unix", "/var/run/docker.sock")
+	if errors.Is(err, fs.ErrPermission) && os.Getuid() != 0 {
+		err = errors.Join(err, asRoot())
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "docker:", err)
 		return 1
@@ -38,6 +43,21 @@ func dialStdio(argv []string) int {
 		return 1
 	}
 	return 0
+}
+
+// asRoot starts this anew by sudo, for the user who provisioned the host: that
+// one may become root without a password, and need not be in a group for the
+// engine. It returns only when there is no sudo.
+func asRoot() error {
+	sudo, err := exec.LookPath("sudo")
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(sudo, []string{"sudo", "-n", self, "system", "dial-stdio"}, os.Environ())
 }
 
 // otherDocker is the first docker of the search path that is not this program.
