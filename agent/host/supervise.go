@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func Supervise(args []string) int {
 	case *stop:
 		return fail(stopSupervised(15 * time.Second))
 	case *restart:
-		return fail(signalSupervisor(syscall.SIGUSR1))
+		return fail(restartSupervised(15 * time.Second))
 	case *reload:
 		return fail(signalSupervisor(syscall.SIGHUP))
 	case *status:
@@ -265,6 +266,47 @@ func signalSupervisor(sig syscall.Signal) error {
 		return errors.New("the agent is not supervised: start it with machine-agent supervise --args-file " + argsFile)
 	}
 	return unix.Kill(pid, sig)
+}
+
+// restartSupervised has the agent start anew, and returns when the old one has
+// ended: who asks next must not be answered by it.
+func restartSupervised(timeout time.Duration) error {
+	pid, ok := supervisor()
+	if !ok {
+		return signalSupervisor(syscall.SIGUSR1) // it says what to do
+	}
+	var old []int
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, name := range lists {
+		data, _ := os.ReadFile(name)
+		for _, f := range strings.Fields(string(data)) {
+			child, err := strconv.Atoi(f)
+			if err != nil {
+				continue
+			}
+			if fd, err := unix.PidfdOpen(child, 0); err == nil {
+				defer unix.Close(fd)
+				old = append(old, fd)
+			}
+		}
+	}
+	if err := signalSupervisor(syscall.SIGUSR1); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(timeout); len(old) > 0; {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("the agent of supervisor %d does not end", pid)
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(old[0]), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if err != nil && err != unix.EINTR {
+			return fmt.Errorf("wait for the agent's end: %w", err)
+		}
+		if n == 1 {
+			old = old[1:]
+		}
+	}
+	return nil
 }
 
 // stopSupervised ends supervisor and agent. None is no error.
