@@ -214,3 +214,46 @@ func TestSignatures(t *testing.T) {
 		t.Errorf("a good one: %+v %v", g, err)
 	}
 }
+
+// FuzzSums: whatever sums a receiver claims to have, the file is sent whole.
+func FuzzSums(f *testing.F) {
+	old := random(5000, 6)
+	dir := f.TempDir()
+	name := filepath.Join(dir, "old")
+	if err := os.WriteFile(name, old, 0o600); err != nil {
+		f.Fatal(err)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer func() { _ = file.Close() }()
+	good, err := (&receiver{}).sums(nil, file, 5000)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good, []byte("x"))
+	f.Fuzz(func(t *testing.T, sums, more []byte) {
+		g, err := readSignature(sums)
+		if err != nil {
+			return
+		}
+		now := filepath.Join(t.TempDir(), "now")
+		if err := os.WriteFile(now, join(more, old, more), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		in, err := os.Open(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = in.Close() }()
+		var out bytes.Buffer
+		s := &sender{wire: newWire(&out, &out), tell: func(string, int64) {}}
+		if err := errors.Join(s.roll(in, g, sparse(in)), s.flush()); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.stats.Sent + s.stats.Kept; got != int64(len(old)+2*len(more)) {
+			t.Errorf("%d bytes of %d", got, len(old)+2*len(more))
+		}
+	})
+}

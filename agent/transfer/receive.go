@@ -21,7 +21,7 @@ type receiver struct {
 	tell  Progress
 	stats Stats
 	root  *os.Root
-	base  string // the file's name in root, when a single file is sent
+	base  string // the file's name in root, when a single file is sent; else empty
 	dirs  []entry
 	// The folder of the file before: most files follow one of the same.
 	at   string
@@ -56,6 +56,9 @@ func (r *receiver) run() error {
 	if base != filepath.Base(base) || base == string(filepath.Separator) {
 		return fmt.Errorf("copy: the other end sends the name %q, which is not one", base)
 	}
+	if payload[0] == 1 && !r.order.Recursive {
+		return errors.New("copy: the other end sends a folder, and was not asked for one")
+	}
 	if err := r.open(payload[0] == 1, base); err != nil {
 		return err
 	}
@@ -68,6 +71,16 @@ func (r *receiver) run() error {
 		return err
 	}
 	return r.finishDirs()
+}
+
+// decode reads an entry. Where one file is sent there are no others: its root
+// is the folder that the file is put into, and what is there is not the sender's.
+func (r *receiver) decode(payload []byte) (entry, error) {
+	e, err := decode(payload)
+	if err == nil && r.base != "" && e.rel != "" {
+		err = fmt.Errorf("copy: the other end sends %q, and was asked for one file", e.rel)
+	}
+	return e, err
 }
 
 // open finds the target as scp does: in a folder that is there, under its own
@@ -104,7 +117,7 @@ func (r *receiver) plain() error {
 		if kind == kindDone {
 			return nil
 		}
-		e, err := decode(payload)
+		e, err := r.decode(payload)
 		if err != nil {
 			return err
 		}
@@ -136,7 +149,7 @@ func (r *receiver) delta() error {
 			rolls = string(payload) == rolling
 			break
 		}
-		e, err := decode(payload)
+		e, err := r.decode(payload)
 		switch {
 		case err != nil:
 			return err
@@ -234,6 +247,9 @@ func (r *receiver) name(e entry) string {
 }
 
 func (r *receiver) dir(e entry) error {
+	if r.base != "" {
+		return strange(kindDir)
+	}
 	r.dirs = append(r.dirs, e)
 	if e.rel == "" {
 		return nil

@@ -24,7 +24,7 @@ func copyBetween(t *testing.T, from, to string, delta bool) (sent, got Stats, er
 		_ = w1.Close()
 		_ = r2.Close()
 	})
-	got, err = Receive(r1, w2, Order{Path: to, Delta: delta}, nil)
+	got, err = Receive(r1, w2, Order{Path: to, Recursive: true, Delta: delta}, nil)
 	_ = r1.Close()
 	_ = w2.Close()
 	wg.Wait()
@@ -140,10 +140,11 @@ func TestS44HostileSender(t *testing.T) {
 		_ = c.send(kindEnd, nil)
 		_ = c.send(kindDone, nil)
 		_ = c.flush()
-		if _, err := Receive(&stream, io.Discard, Order{Path: dst}, nil); err == nil || !strings.Contains(err.Error(), "which is not one") {
+		if _, err := Receive(&stream, io.Discard, Order{Path: dst, Recursive: true}, nil); err == nil || !strings.Contains(err.Error(), "which is not one") {
 			t.Errorf("%q: %v", rel, err)
 		}
 	}
+	oneFile(t)
 	outside, dst := t.TempDir(), t.TempDir()
 	if err := os.Symlink(outside, dst+"/link"); err != nil {
 		t.Fatal(err)
@@ -155,6 +156,44 @@ func TestS44HostileSender(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(outside); len(left) > 0 {
 		t.Errorf("written outside: %v", left)
+	}
+}
+
+// oneFile: who asks for a file gets that file, and nothing beside it.
+func oneFile(t *testing.T) {
+	t.Helper()
+	for what, frames := range map[string]func(c *wire){
+		"another file": func(c *wire) {
+			_ = c.send(kindRoot, []byte("\x00f"))
+			_ = c.send(kindFile, entry{rel: ".bashrc", mode: 0o644}.encode())
+		},
+		"a folder beside it": func(c *wire) {
+			_ = c.send(kindRoot, []byte("\x00f"))
+			_ = c.send(kindDir, entry{rel: "d", mode: 0o755}.encode())
+		},
+		"the folder itself": func(c *wire) {
+			_ = c.send(kindRoot, []byte("\x00f"))
+			_ = c.send(kindDir, entry{mode: 0o777}.encode())
+		},
+		"a tree": func(c *wire) {
+			_ = c.send(kindRoot, []byte("\x01f"))
+			_ = c.send(kindFile, entry{rel: "x", mode: 0o644}.encode())
+		},
+	} {
+		for _, delta := range []bool{false, true} {
+			dir := t.TempDir()
+			before, _ := os.Stat(dir)
+			var stream bytes.Buffer
+			c := newWire(&stream, &stream)
+			frames(c)
+			_ = errors.Join(c.send(kindEnd, nil), c.send(kindDone, nil), c.flush())
+			_, err := Receive(&stream, io.Discard, Order{Path: dir + "/f", Delta: delta}, nil)
+			left, _ := os.ReadDir(dir)
+			after, _ := os.Stat(dir)
+			if err == nil || len(left) > 0 || before.Mode() != after.Mode() {
+				t.Errorf("%s: %v; written: %v, mode %v", what, err, left, after.Mode())
+			}
+		}
 	}
 }
 
@@ -190,9 +229,23 @@ func FuzzReceive(f *testing.F) {
 	_ = c.flush()
 	f.Add(seed.Bytes(), false)
 	f.Add(seed.Bytes(), true)
+	var delta bytes.Buffer
+	c = newWire(&delta, &delta)
+	_ = c.send(kindRoot, []byte("\x01."))
+	_ = c.send(kindFile, entry{rel: "f", mode: 0o644, size: 9}.encode())
+	_ = c.send(kindDone, []byte(rolling))
+	_ = c.send(kindFile, entry{rel: "f", mode: 0o644, size: 9}.encode())
+	_ = c.send(kindCopy, []byte("\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x03"))
+	_ = c.sendInt(kindKeep, 2)
+	_ = c.sendInt(kindHole, 4)
+	_ = c.send(kindEnd, nil)
+	_ = c.send(kindDone, nil)
+	_ = c.flush()
+	f.Add(delta.Bytes(), true)
 	f.Fuzz(func(t *testing.T, data []byte, delta bool) {
 		dir := t.TempDir()
-		_, _ = Receive(bytes.NewReader(data), io.Discard, Order{Path: dir + "/in", Delta: delta}, nil)
+		write(t, dir+"/in/f", "0123456789", 0o600, time.Unix(1e9, 0))
+		_, _ = Receive(bytes.NewReader(data), io.Discard, Order{Path: dir + "/in", Recursive: true, Delta: delta}, nil)
 		if list, _ := os.ReadDir(dir); len(list) > 1 {
 			t.Errorf("written outside: %v", list)
 		}
