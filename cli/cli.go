@@ -154,9 +154,6 @@ func (p *program) app() *cli.App {
 		}
 		return cli.ShowAppHelp(c)
 	}
-	cli.VersionPrinter = func(c *cli.Context) {
-		fmt.Fprintf(p.stdout, "%s version %s\n", p.name, c.App.Version)
-	}
 	return app
 }
 
