@@ -163,6 +163,9 @@ func (p *program) mount(c *cli.Context) error {
 	if file != "" {
 		args = append(args, "-F", file)
 	}
+	if strings.Contains(host, ":") { // else sshfs takes its end for the path
+		host = "[" + host + "]"
+	}
 	return p.run(c.Context, bin, append(args, conf.User+"@"+host+":"+path, point)...)
 }
 

@@ -27,6 +27,7 @@ const (
 // Engine says how the engine is to be configured.
 type Engine struct {
 	Port             int
+	IPv6             bool     // it is asked by an IPv6 address
 	Labels           []string // key=value
 	Options          []string // dockerd flags without dashes: key=value or key
 	InsecureRegistry []string
@@ -41,8 +42,12 @@ func (e Engine) args(driver string) []string {
 	if port == 0 {
 		port = 2376
 	}
+	all := "0.0.0.0"
+	if e.IPv6 {
+		all = "[::]" // both families
+	}
 	args := []string{
-		"--host", fmt.Sprintf("tcp://0.0.0.0:%d", port),
+		"--host", fmt.Sprintf("tcp://%s:%d", all, port),
 		"--host", "unix:///var/run/docker.sock",
 		"--tlsverify", "--tlscacert", caFile, "--tlscert", certFile, "--tlskey", keyFile,
 		"--label", "provider=" + driver,

@@ -285,7 +285,7 @@ func (m *Manager) provision(ctx context.Context, mc *Machine, o provisionOptions
 		Machine: mc.Name, Driver: provider(mc.DriverName), SSH: conf, CA: ca, Cert: srv.Cert, Key: srv.Key,
 		Endpoint: endpoint, TLS: tlsConf, Script: script, Hostname: mc.HostOptions.HostnameOverride,
 		Engine: provision.Engine{
-			Port: portOf(endpoint), Labels: eo.Labels, Options: eo.ArbitraryFlags, InsecureRegistry: eo.InsecureRegistry,
+			Port: portOf(endpoint), IPv6: strings.HasPrefix(endpoint, "["), Labels: eo.Labels, Options: eo.ArbitraryFlags, InsecureRegistry: eo.InsecureRegistry,
 			RegistryMirror: eo.RegistryMirror, StorageDriver: eo.StorageDriver, Env: eo.Env,
 		},
 	})
