@@ -20,22 +20,11 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	if !m.Store.Exists(from) {
 		return &store.NotExist{Name: from}
 	}
-	first, second := from, to
-	if second < first { // one order for all, or two renames wait for each other
-		first, second = second, first
-	}
-	unlock1, err := m.lock(ctx, first)
+	unlock, err := m.lockBoth(ctx, from, to)
 	if err != nil {
 		return err
 	}
-	defer unlock1()
-	if first != second {
-		unlock2, err := m.lock(ctx, second)
-		if err != nil {
-			return err
-		}
-		defer unlock2()
-	}
+	defer unlock()
 	mc, err := m.Load(from)
 	if err != nil {
 		return err
@@ -77,6 +66,24 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	return m.AddContext(ctx, mc)
 }
 
+// lockBoth locks two names, in one order for all: or two renames would wait for
+// each other.
+func (m *Manager) lockBoth(ctx context.Context, a, b string) (unlock func(), err error) {
+	if b < a {
+		a, b = b, a
+	}
+	unlock1, err := m.lock(ctx, a)
+	if err != nil || a == b {
+		return unlock1, err
+	}
+	unlock2, err := m.lock(ctx, b)
+	if err != nil {
+		unlock1()
+		return nil, err
+	}
+	return func() { unlock2(); unlock1() }, nil
+}
+
 // moved adapts the record in its new folder.
 func (m *Manager) moved(rec *store.Record, from, to string) error {
 	oldDir, newDir := m.Store.MachineDir(from), m.Store.MachineDir(to)
@@ -87,7 +94,8 @@ func (m *Manager) moved(rec *store.Record, from, to string) error {
 		return s
 	}
 	a := &rec.HostOptions.AuthOptions
-	for _, s := range []*string{&a.StorePath, &a.ServerCertPath, &a.ServerKeyPath, &a.ClientCertPath, &a.ClientKeyPath, &a.CaCertPath, &a.CaPrivateKeyPath} {
+	for _, s := range []*string{&a.StorePath, &a.ServerCertPath, &a.ServerKeyPath, &a.ClientCertPath, &a.ClientKeyPath, &a.CaCertPath, &a.CaPrivateKeyPath,
+		&rec.HostOptions.CustomInstallScript} {
 		*s = fix(*s)
 	}
 	var err error
