@@ -27,9 +27,14 @@ func TestF39OutOfMemory(t *testing.T) {
 	equal(t, "exit code", itoa(r.Code), "137")
 	equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}", "oom"), "exited 137 true")
 	until := e.Run("info", "-f", "{{.SystemTime}}")
-	contains(t, "events", e.Run("events", "--since", since, "--until", until, "--filter", "container=oom", "--format", "{{.Action}}"), "oom")
+	equal(t, "events", strings.Join(strings.Fields(e.Run("events", "--since", since, "--until", until, "--filter", "container=oom", "--format", "{{.Action}}")), " "), "create attach start oom die")
 	equal(t, "an exec without memory", itoa(e.Try("exec", "by", "sh", "-c", grow).Code), "137")
 	equal(t, "its container", status(e, "by"), "running")
+	e.Eventually("it is told while the container lives", func() bool {
+		now := e.Run("info", "-f", "{{.SystemTime}}")
+		return e.Run("events", "--since", since, "--until", now, "--filter", "container=by", "--filter", "event=oom", "--format", "{{.Action}}") == "oom" &&
+			e.Run("inspect", "-f", "{{.State.OOMKilled}} {{.State.Running}}", "by") == "true true"
+	})
 	e.Run("start", "oom")
 	e.Eventually("it dies again", func() bool { return status(e, "oom") == "exited" })
 	equal(t, "the agent", itoa(e.AgentPid()), itoa(agent))

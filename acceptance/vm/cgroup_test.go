@@ -213,6 +213,9 @@ func TestOutOfMemory(t *testing.T) {
 		t.Errorf("exec: %+v", r)
 	}
 	equal(t, "an exec's end is not the container's", e.Run("inspect", "-f", "{{.State.Running}}", "box"), "true")
+	e.Eventually("it is told while the container lives", func() bool {
+		return e.Run("inspect", "-f", "{{.State.OOMKilled}}", "box") == "true"
+	})
 	if s := stats(t, e, "box"); s.Memory.Failcnt == 0 {
 		t.Errorf("memory: %+v", s.Memory)
 	}

@@ -32,10 +32,20 @@ func newRun() *run { return &run{make(chan struct{}), make(chan struct{})} }
 // monitor books the end of one run: state, networks, events, waiters, and
 // what the restart policy wants.
 func (c *Container) monitor(task model.Task, run *run) {
-	select {
-	case <-task.Done():
-	case <-c.m.ctx.Done(): // the agent ends; the container goes on
-		return
+	told := false // of kills for memory
+	for ended := false; !ended; {
+		select {
+		case <-task.Done():
+			ended = true
+		case <-task.OOM():
+			told = true
+			if err := c.set(func(r *Record) { r.State.OOMKilled = true }); err != nil {
+				c.m.o.Log.Error("save container", "container", c.id, "error", err)
+			}
+			c.event(events.ActionOOM)
+		case <-c.m.ctx.Done(): // the agent ends; the container goes on
+			return
+		}
 	}
 	x := task.Exit()
 	failpoint.Hit("exit.seen")
@@ -49,7 +59,7 @@ func (c *Container) monitor(task model.Task, run *run) {
 	c.bookExit(x, restart)
 	failpoint.Hit("exit.booked")
 	left.Wait()
-	if x.OOMKilled {
+	if x.OOMKilled && !told {
 		c.event(events.ActionOOM)
 	}
 	c.event(events.ActionDie, "exitCode", strconv.Itoa(x.Code), "execDuration", strconv.Itoa(int(max(ran, 0)/time.Second)))

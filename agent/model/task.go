@@ -122,6 +122,7 @@ type Task interface {
 	Kill(sig syscall.Signal) error
 	Done() <-chan struct{} // closed when Exit can be read
 	Exit() ExitStatus
+	OOM() <-chan struct{} // has a value when the kernel has killed something in it for memory
 	Attach(o AttachOptions) (*Streams, error)
 	Resize(h, w uint) error
 	Exec(ctx context.Context, p Process) (ExecProcess, error)

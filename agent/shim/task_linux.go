@@ -39,13 +39,14 @@ type task struct {
 	execs map[uint32]*execProcess
 	exit  model.ExitStatus
 	done  chan struct{}
+	oom   chan struct{}
 	work  sync.WaitGroup // compressions
 	zip   sync.Mutex     // one at a time
 }
 
 func newTask(s *Shim, id, dir string, m *meta, g *cgroup.Group) *task {
 	return &task{s: s, id: id, dir: dir, meta: m, group: g,
-		execs: map[uint32]*execProcess{}, done: make(chan struct{})}
+		execs: map[uint32]*execProcess{}, done: make(chan struct{}), oom: make(chan struct{}, 1)}
 }
 
 func resources(b *model.Bundle) *specs.LinuxResources {
@@ -98,6 +99,11 @@ func (t *task) event(m *wire.Message) {
 		t.mu.Unlock()
 		if e != nil {
 			e.finish(st)
+		}
+	case wire.MsgOOM:
+		select {
+		case t.oom <- struct{}{}:
+		default: // one is waiting to be told already
 		}
 	case wire.MsgLog:
 		t.work.Add(1)
@@ -190,6 +196,9 @@ func (t *task) Pid() int { return t.pid }
 
 // Done implements [model.Task].
 func (t *task) Done() <-chan struct{} { return t.done }
+
+// OOM implements [model.Task].
+func (t *task) OOM() <-chan struct{} { return t.oom }
 
 // Exit implements [model.Task]. Before Done is closed it is the zero value.
 func (t *task) Exit() model.ExitStatus {

@@ -19,6 +19,7 @@ const (
 	MsgReply // to the Seq; Err or empty
 	MsgExit  // Proc, A code, B unix nanoseconds, Flags: ExitOOM
 	MsgLog   // A: inode of a log file that was just rotated away, to be compressed
+	MsgOOM   // the kernel has killed something in the container for memory
 )
 
 // The streams of an attach, and their descriptors' order.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/runtime/stage"
 	"machine/agent/runtime/wire"
 )
 
@@ -17,9 +19,84 @@ func (s *shim) openCgroup() error {
 		s.tasks = append(s.tasks, fd)
 	}
 	if s.prog.OOMFile != "" {
-		s.oom, _ = unix.Open(s.prog.OOMFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		var err error
+		if s.oom, err = unix.Open(s.prog.OOMFile, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			s.oom = -1
+		} else {
+			s.watchOOM()
+		}
 	}
 	return nil
+}
+
+// watchOOM has the agent hear of each kill for memory, also of one that the
+// container survives. Version 1 tells by an eventfd (memory.txt of the kernel's
+// documentation, section 9), version 2 by the file itself (cgroup-v2.rst). Where
+// the kernel does not, the count is looked at when the container ends.
+func (s *shim) watchOOM() {
+	s.oomFD = s.oom
+	events := uint32(unix.EPOLLPRI)
+	if dir, v1 := strings.CutSuffix(s.prog.OOMFile, "/memory.oom_control"); v1 {
+		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+		if err != nil {
+			return
+		}
+		if stage.WriteFile(dir+"/cgroup.event_control", itoa(fd)+" "+itoa(s.oom)) != nil {
+			unix.Close(fd)
+			return
+		}
+		s.oomFD, events = fd, unix.EPOLLIN
+	}
+	s.watch(s.oomFD, events, func(uint32) {
+		if s.oomFD != s.oom {
+			unix.Read(s.oomFD, s.buf[:8])
+			s.oomLooks = 50 // version 1 tells of the want, and counts the kill after it
+		}
+		s.lookOOM()
+	})
+}
+
+// lookOOM tells of kills that were not told of. The loop calls it every 10 ms
+// while oomLooks says so.
+func (s *shim) lookOOM() {
+	s.oomLooks = max(0, s.oomLooks-1)
+	if s.oom < 0 {
+		return
+	}
+	n, err := s.oomKills()
+	if err != nil {
+		s.unwatchOOM()
+	} else if n > s.oomSeen {
+		s.oomSeen, s.oomLooks = n, 0
+		s.broadcast(&wire.Message{Kind: wire.MsgOOM})
+	}
+}
+
+// unwatchOOM ends that: with the group, its file is ready for ever.
+func (s *shim) unwatchOOM() {
+	if s.oom < 0 {
+		return
+	}
+	s.forget(s.oomFD)
+	if s.oomFD != s.oom {
+		unix.Close(s.oom)
+	}
+	s.oom, s.oomFD, s.oomLooks = -1, -1, 0
+}
+
+// oomKills is how often the kernel killed in the container for memory.
+func (s *shim) oomKills() (int, error) {
+	var b [1024]byte
+	n, err := unix.Pread(s.oom, b[:], 0)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b[:n])) {
+		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return strconv.Atoi(strings.TrimSpace(v))
+		}
+	}
+	return 0, nil
 }
 
 // innerCgroup opens the list of processes of the cgroup that the container's

@@ -30,7 +30,10 @@ type shim struct {
 	stdio    stdio
 	null     int
 	tasks    []int // descriptors of the cgroups' lists of processes
-	oom      int
+	oom      int   // the file that counts kills for memory; -1 for none
+	oomFD    int   // what is ready when there was one
+	oomSeen  int
+	oomLooks int // how often to look at the count again
 	buf      []byte
 	warm     *warm
 	shutdown bool
@@ -92,7 +95,11 @@ func (s *shim) forget(fd int) {
 func (s *shim) loop() {
 	events := make([]unix.EpollEvent, 32)
 	for {
-		n, err := unix.EpollWait(s.ep, events, -1)
+		wait := -1
+		if s.oomLooks > 0 {
+			wait = 10
+		}
+		n, err := unix.EpollWait(s.ep, events, wait)
 		if err != nil && err != unix.EINTR {
 			fatal("epoll_wait: " + err.Error())
 		}
@@ -100,6 +107,9 @@ func (s *shim) loop() {
 			if f := s.handlers[events[i].Fd]; f != nil {
 				f(events[i].Events)
 			}
+		}
+		if s.oomLooks > 0 {
+			s.lookOOM()
 		}
 		if s.finished() {
 			return

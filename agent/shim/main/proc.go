@@ -6,7 +6,6 @@ import (
 	"errors"
 	"runtime"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -312,7 +311,12 @@ func (s *shim) exited(p *proc) {
 	if s.log != nil {
 		s.log.Close()
 	}
-	rec := wire.ExitRecord{Status: uint32(code), At: m.B, OOM: s.oomKilled()}
+	rec := wire.ExitRecord{Status: uint32(code), At: m.B}
+	if s.oom >= 0 {
+		kills, _ := s.oomKills()
+		rec.OOM = kills > 0
+		s.unwatchOOM()
+	}
 	if rec.OOM {
 		m.Flags = wire.ExitOOM
 	}
@@ -336,24 +340,6 @@ func (s *shim) record(rec *wire.ExitRecord) error {
 		return err
 	}
 	return unix.Rename(tmp, s.dir+"/"+wire.ExitName)
-}
-
-func (s *shim) oomKilled() bool {
-	if s.oom < 0 {
-		return false
-	}
-	b := make([]byte, 1024)
-	n, err := unix.Pread(s.oom, b, 0)
-	if err != nil {
-		return false
-	}
-	for _, line := range strings.Split(string(b[:n]), "\n") {
-		if v, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			k, _ := strconv.Atoi(strings.TrimSpace(v))
-			return k > 0
-		}
-	}
-	return false
 }
 
 // exec runs one more process in the container. The descriptors are the
