@@ -17,6 +17,7 @@ want pgrep procps
 want tmux tmux
 want mkfs.ext4 e2fsprogs
 want strace strace
+want sshfs sshfs
 want iptables iptables
 want docker docker-cli
 want skopeo skopeo
