@@ -33,7 +33,8 @@ func (m *Manager) NewSandbox(ctx context.Context, containerID string, mapped boo
 	if mapped {
 		from = &m.spareMapped
 	}
-	ns, err := from.take()
+	ns, err := from.Take()
+	from.Refill()
 	if err != nil {
 		return "", err
 	}

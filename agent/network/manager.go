@@ -20,6 +20,7 @@ import (
 	"machine/agent/model"
 	"machine/agent/network/ipam"
 	"machine/agent/network/link"
+	"machine/agent/spare"
 	"machine/agent/state"
 )
 
@@ -70,14 +71,16 @@ type Manager struct {
 	// dnsConfs are what containers' resolvers were told, by container id.
 	dnsConfs *state.Store[model.DNSConfig]
 
-	mu          sync.Mutex
-	creating    map[string]bool                          // names that Create is at work on
-	subnets     map[string]map[netip.Prefix]*ipam.Subnet // by network id
-	sandboxes   map[string]*sandbox                      // by key
-	keys        map[string]string                        // container id to the key of its sandbox
-	spare       spare
-	spareMapped spare          // owned by user namespaces
-	wg          sync.WaitGroup // resolvers and proxies
+	mu        sync.Mutex
+	creating  map[string]bool                          // names that Create is at work on
+	subnets   map[string]map[netip.Prefix]*ipam.Subnet // by network id
+	sandboxes map[string]*sandbox                      // by key
+	keys      map[string]string                        // container id to the key of its sandbox
+	// Namespaces without names, so that nothing is left of them when the agent
+	// ends, however that comes.
+	spare       spare.Spare[*os.File]
+	spareMapped spare.Spare[*os.File] // owned by user namespaces
+	wg          sync.WaitGroup        // resolvers and proxies
 }
 
 // A sandbox is the network namespace of one container.
@@ -116,8 +119,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	m := &Manager{o: o, log: o.Log, drivers: map[string]Driver{}, space: ipam.NewSpace(o.AddressPools),
 		ports: newHostPorts(), names: newNames(), creating: map[string]bool{}, subnets: map[string]map[netip.Prefix]*ipam.Subnet{},
 		sandboxes: map[string]*sandbox{}, keys: map[string]string{}}
-	m.spare.make = link.MakeNS
-	m.spareMapped.make = func() (*os.File, error) { return link.MakeUserNS(o.Remap) }
+	end := func(ns *os.File) { ns.Close() }
+	m.spare.Make, m.spare.End = link.MakeNS, end
+	m.spareMapped.Make, m.spareMapped.End = func() (*os.File, error) { return link.MakeUserNS(o.Remap) }, end
 	for _, d := range o.Drivers {
 		m.drivers[d.Name()] = d
 	}
@@ -479,8 +483,8 @@ func (m *Manager) Close() error {
 		sb.mu.Unlock()
 	}
 	m.ports.close()
-	m.spare.close()
-	m.spareMapped.close()
+	m.spare.Close()
+	m.spareMapped.Close()
 	m.wg.Wait()
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"machine/agent/runtime"
 	"machine/agent/runtime/cgroup"
 	"machine/agent/runtime/wire"
+	"machine/agent/spare"
 	"machine/agent/undo"
 )
 
@@ -36,7 +37,7 @@ type Shim struct {
 	cgroups  *cgroup.Host
 	binary   *os.File
 	compiler runtime.Compiler
-	spare    spare
+	spare    spare.Spare[spawned] // the next container's
 }
 
 // New prepares the host: it finds the cgroups and loads the shim's binary. The
@@ -59,8 +60,9 @@ func New(o Options) (*Shim, error) {
 		return nil, err
 	}
 	s := &Shim{log: o.Log, parent: strings.Trim(o.CgroupParent, "/"), cgroups: host, binary: bin}
+	s.spare.Make, s.spare.End, s.spare.Good = s.fork, spawned.end, spawned.alive
 	if bin != nil {
-		s.spare.refill(s.fork)
+		s.spare.Refill()
 	}
 	return s, nil
 }
@@ -68,7 +70,7 @@ func New(o Options) (*Shim, error) {
 // Close ends the process that was started for the next container. Tasks go on.
 // Safe to repeat.
 func (s *Shim) Close() {
-	s.spare.close()
+	s.spare.Close()
 	s.binary.Close() // nil does not mind
 }
 
@@ -195,7 +197,7 @@ func (s *Shim) connectNew(t *task) (files []int, err error) {
 		return nil, fault.Internal.Errorf("open %s: %w", path, err)
 	}
 	files = append(files, errs)
-	p, err := s.spare.take(s.fork)
+	p, err := s.spare.Take()
 	if err != nil {
 		closeAll(files)
 		return nil, err

@@ -216,10 +216,7 @@ func TestSpare(t *testing.T) {
 	b := newBench(t)
 	waitFor := func() spawned {
 		for range 5000 {
-			b.s.spare.mu.Lock()
-			have, p := b.s.spare.have, b.s.spare.p
-			b.s.spare.mu.Unlock()
-			if have {
+			if p, have := b.s.spare.Peek(); have {
 				return p
 			}
 			time.Sleep(time.Millisecond)

@@ -3,7 +3,6 @@ package shim
 import (
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -57,65 +56,4 @@ func (s *Shim) fork() (spawned, error) {
 		return spawned{}, fault.Internal.Errorf("start the shim: %w", err)
 	}
 	return spawned{pid, pair[0]}, nil
-}
-
-// A spare is one shim that was started ahead of time: it costs a container's
-// start 2 ms less.
-type spare struct {
-	mu     sync.Mutex
-	have   bool
-	p      spawned
-	making bool
-	closed bool
-	wg     sync.WaitGroup
-}
-
-// take returns the spare one, or a new one. Call refill when there is time.
-func (s *spare) take(fork func() (spawned, error)) (spawned, error) {
-	s.mu.Lock()
-	have, p := s.have, s.p
-	s.have = false
-	s.mu.Unlock()
-	if have {
-		if p.alive() {
-			return p, nil
-		}
-		p.end()
-	}
-	return fork()
-}
-
-// refill has the next spare made, if there is none.
-func (s *spare) refill(fork func() (spawned, error)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.have || s.making || s.closed {
-		return
-	}
-	s.making = true
-	s.wg.Go(func() {
-		p, err := fork()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.making = false
-		switch {
-		case err != nil: // whoever needs one next will say so
-		case s.closed:
-			p.end()
-		default:
-			s.have, s.p = true, p
-		}
-	})
-}
-
-// close ends the spare. Safe to repeat.
-func (s *spare) close() {
-	s.mu.Lock()
-	have := s.have
-	s.have, s.closed = false, true
-	s.mu.Unlock()
-	s.wg.Wait()
-	if have {
-		s.p.end()
-	}
 }

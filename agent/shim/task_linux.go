@@ -225,7 +225,7 @@ func (t *task) Start(ctx context.Context) error {
 	if t.client == nil {
 		return t.notRunning()
 	}
-	defer t.s.spare.refill(t.s.fork) // not before: both would be slower
+	defer t.s.spare.Refill() // not before: both would be slower
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgStart})
 	if err != nil {
 		return t.explain(err)
