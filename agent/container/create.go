@@ -86,10 +86,7 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 	failpoint.Hit("create.saved")
 	u.Keep()
 	c.event(events.ActionCreate)
-	if warn == nil {
-		warn = []string{}
-	}
-	return container.CreateResponse{ID: id, Warnings: warn}, nil
+	return container.CreateResponse{ID: id, Warnings: append([]string{}, warn...)}, nil // never null
 }
 
 // checkNUL refuses NUL bytes anywhere in the request: the kernel would take

@@ -110,6 +110,9 @@ type secOpts struct {
 
 func parseSecurity(hc *container.HostConfig, d Defaults) (o secOpts, err error) {
 	o.noNewPrivs = d.NoNewPrivs
+	if !hc.Privileged {
+		o.seccomp = d.Seccomp
+	}
 	for _, s := range hc.SecurityOpt {
 		if s == "no-new-privileges" {
 			o.noNewPrivs = true

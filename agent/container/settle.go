@@ -19,6 +19,25 @@ import (
 // minMemory is the least that a container may be limited to, as Docker has it.
 const minMemory = 6 << 20
 
+// modes fills in the namespaces that were not chosen. A privileged container
+// sees the host's cgroups where they are version 1.
+func (d *Defaults) modes(hc *container.HostConfig) {
+	if hc.IpcMode == "" {
+		hc.IpcMode = container.IpcMode(cmp.Or(d.IPCMode, "private"))
+	}
+	if hc.CgroupnsMode != "" {
+		return
+	}
+	switch {
+	case d.CgroupV2:
+		hc.CgroupnsMode = container.CgroupnsMode(cmp.Or(d.CgroupnsMode, "private"))
+	case hc.Privileged:
+		hc.CgroupnsMode = "host"
+	default:
+		hc.CgroupnsMode = container.CgroupnsMode(cmp.Or(d.CgroupnsMode, "host"))
+	}
+}
+
 // settleHost fills in the defaults of a host config and checks it.
 func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error) {
 	d := m.o.Defaults
@@ -40,18 +59,7 @@ func (m *Manager) settleHost(hc *container.HostConfig) (warn []string, err error
 	if hc.Runtime != "runc" && hc.Runtime != "io.containerd.runc.v2" {
 		return nil, fault.Invalid.Errorf("unknown or invalid runtime name: %s", hc.Runtime)
 	}
-	if hc.IpcMode == "" {
-		hc.IpcMode = container.IpcMode(cmp.Or(d.IPCMode, "private"))
-	}
-	if hc.CgroupnsMode == "" {
-		hc.CgroupnsMode = "host"
-		if d.CgroupV2 {
-			hc.CgroupnsMode = "private"
-		}
-		if d.CgroupnsMode != "" && !(hc.Privileged && !d.CgroupV2) {
-			hc.CgroupnsMode = container.CgroupnsMode(d.CgroupnsMode)
-		}
-	}
+	d.modes(hc)
 	if hc.MaskedPaths == nil && !hc.Privileged {
 		hc.MaskedPaths = maskedPaths
 	}

@@ -61,9 +61,6 @@ func (m *Manager) bundle(ctx context.Context, r *Record, netns string) (*model.B
 	}
 	fail := func(err error) (*model.Bundle, func(), error) { done(); return nil, nil, err }
 	s.Process = &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}}
-	if sec.seccomp == "" && !hc.Privileged {
-		sec.seccomp = m.o.Defaults.Seccomp
-	}
 	if s.Linux.Seccomp, err = seccompProfile(s, hc.Privileged, sec); err != nil {
 		return fail(err)
 	}
