@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -30,13 +29,13 @@ import (
 // A hub is the world as an engine behind a proxy sees it: a proxy that leads
 // every https host to one registry, whose certificate is a private authority's.
 type hub struct {
-	addr string // of the proxy
-	ca   []byte // PEM
+	addr   string // of the proxy
+	ca     []byte // PEM
+	inside string // the socket where the registry speaks TLS
+	reg    http.Handler
 
 	mu   sync.Mutex
 	seen []string // METHOD host/path, as it came to the registry
-	cert tls.Certificate
-	reg  http.Handler
 }
 
 // newHub serves what handler has as host through a proxy.
@@ -54,42 +53,43 @@ func newHub(e *engine.Engine, host string, handler http.Handler) *hub {
 	}
 	l := listenOn(e)
 	h := &hub{addr: l.Addr().String(), ca: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, reg: handler}
+		inside: filepath.Join(e.T.TempDir(), "tls"), reg: handler}
+	secret, err := net.Listen("unix", h.inside)
+	if err != nil {
+		e.T.Fatal(err)
+	}
+	cert := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
 	var wg sync.WaitGroup
 	wg.Go(func() { srv.Serve(l) })
+	wg.Go(func() { srv.Serve(tls.NewListener(secret, &tls.Config{Certificates: []tls.Certificate{cert}})) })
 	e.T.Cleanup(func() { srv.Close(); wg.Wait() })
 	return h
 }
 
-// ServeHTTP is the proxy: CONNECT HOST:443, and what is spoken over TLS inside.
+// ServeHTTP is the proxy, which leads CONNECT HOST:443 to the TLS inside, and
+// the registry behind it.
 func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodConnect {
 		h.note(r)
 		h.reg.ServeHTTP(w, r)
 		return
 	}
-	conn, _, err := w.(http.Hijacker).Hijack()
+	in, err := net.Dial("unix", h.inside)
 	if err != nil {
 		return
 	}
-	defer conn.Close()
-	fmt.Fprint(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
-	t := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{h.cert}})
-	in := bufio.NewReader(t)
-	for {
-		q, err := http.ReadRequest(in)
-		if err != nil {
-			return
-		}
-		h.note(q)
-		a := &answer{header: http.Header{}, code: 200, w: t}
-		h.reg.ServeHTTP(a, q)
-		if a.finish() != nil {
-			return
-		}
-		io.Copy(io.Discard, q.Body)
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		in.Close()
+		return
 	}
+	fmt.Fprint(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	var wg sync.WaitGroup
+	wg.Go(func() { io.Copy(in, conn); in.Close() })
+	io.Copy(conn, in)
+	conn.Close()
+	wg.Wait()
 }
 
 func (h *hub) note(q *http.Request) {
@@ -103,42 +103,6 @@ func (h *hub) requests() string {
 	defer h.mu.Unlock()
 	defer func() { h.seen = nil }()
 	return strings.Join(h.seen, "\n")
-}
-
-// answer writes one response, in chunks.
-type answer struct {
-	header http.Header
-	code   int
-	w      io.Writer
-	begun  bool
-	err    error
-}
-
-func (a *answer) Header() http.Header  { return a.header }
-func (a *answer) WriteHeader(code int) { a.code = code }
-func (a *answer) begin() {
-	if !a.begun {
-		a.begun = true
-		a.header.Del("Content-Length")
-		a.header.Set("Transfer-Encoding", "chunked")
-		fmt.Fprintf(a.w, "HTTP/1.1 %d %s\r\n", a.code, http.StatusText(a.code))
-		a.header.Write(a.w)
-		fmt.Fprint(a.w, "\r\n")
-	}
-}
-
-func (a *answer) Write(b []byte) (int, error) {
-	a.begin()
-	if len(b) > 0 {
-		_, a.err = fmt.Fprintf(a.w, "%x\r\n%s\r\n", len(b), b)
-	}
-	return len(b), a.err
-}
-
-func (a *answer) finish() error {
-	a.begin()
-	_, err := fmt.Fprint(a.w, "0\r\n\r\n")
-	return err
 }
 
 // onSocket speaks to a registry at a unix socket.
