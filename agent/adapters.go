@@ -14,7 +14,6 @@ import (
 	"machine/agent/container"
 	"machine/agent/fault"
 	"machine/agent/model"
-	"machine/agent/network"
 	"machine/agent/volume"
 )
 
@@ -70,8 +69,8 @@ func (archiver) CopyTree(ctx context.Context, root *os.File, path string, dst *o
 // networkAPI gives the API the networks.
 type networkAPI struct{ a *Agent }
 
-func (n networkAPI) List(_ context.Context, f container.Filters) ([]apinetwork.Inspect, error) {
-	list, err := n.a.networks.ListFiltered(network.Filters(f))
+func (n networkAPI) List(_ context.Context, f model.Filters) ([]apinetwork.Inspect, error) {
+	list, err := n.a.networks.ListFiltered(f)
 	for i := range list {
 		list[i].Containers = map[string]apinetwork.EndpointResource{}
 	}
@@ -90,8 +89,8 @@ func (n networkAPI) Remove(ctx context.Context, ref string) error {
 	return n.a.networks.Remove(ctx, ref)
 }
 
-func (n networkAPI) Prune(ctx context.Context, f container.Filters) ([]string, error) {
-	rep, err := n.a.networks.Prune(ctx, network.Filters(f), n.a.containers.RefersToNetwork)
+func (n networkAPI) Prune(ctx context.Context, f model.Filters) ([]string, error) {
+	rep, err := n.a.networks.Prune(ctx, f, n.a.containers.RefersToNetwork)
 	return rep.NetworksDeleted, err
 }
 
@@ -114,8 +113,8 @@ func (n networkAPI) Disconnect(ctx context.Context, ref, id string, force bool) 
 // volumeAPI gives the API the volumes.
 type volumeAPI struct{ m *volume.Manager }
 
-func (v volumeAPI) List(_ context.Context, f container.Filters) ([]apivolume.Volume, error) {
-	rep, err := v.m.List(volume.Filters(f))
+func (v volumeAPI) List(_ context.Context, f model.Filters) ([]apivolume.Volume, error) {
+	rep, err := v.m.List(f)
 	return rep.Volumes, err
 }
 
@@ -137,8 +136,8 @@ func (v volumeAPI) Remove(ctx context.Context, name string, force bool) error {
 	return err
 }
 
-func (v volumeAPI) Prune(ctx context.Context, f container.Filters) ([]string, uint64, error) {
-	rep, err := v.m.Prune(ctx, volume.Filters(f))
+func (v volumeAPI) Prune(ctx context.Context, f model.Filters) ([]string, uint64, error) {
+	rep, err := v.m.Prune(ctx, f)
 	return rep.VolumesDeleted, rep.SpaceReclaimed, err
 }
 

@@ -18,7 +18,7 @@ func TestWebsocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := websocket.NewConfig("ws://engine/v1.51/containers/ws/attach/ws?logs=1&stream=1&stdin=1&stdout=1", "http://engine")
+	cfg, err := websocket.NewConfig("ws://engine/v1.51/containers/ws/attach/ws?logs=1&stream=1&stdin=1&stdout=1&detachKeys=ctrl-p,ctrl-q", "http://engine")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,5 +40,12 @@ func TestWebsocket(t *testing.T) {
 		}
 	}
 	equal(t, "what came", got.String(), "early\ntyped\n")
+	if _, err := ws.Write([]byte("\x10\x11")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := ws.Read(buf); err != io.EOF {
+		t.Errorf("after the detach keys: %q, %v", buf[:n], err)
+	}
+	equal(t, "its input is still open", e.Run("inspect", "-f", "{{.State.Running}}", "ws"), "true")
 	e.Audit()
 }

@@ -15,15 +15,9 @@ import (
 	"machine/agent/model"
 )
 
-// attach connects a client to a container: what was logged already (logs),
-// what comes (stream), and its input.
+// attach connects a client to a container by the connection itself.
 func (c *containerAPI) attach(w http.ResponseWriter, r *request) error {
-	o := model.AttachOptions{Stdin: r.boolean("stdin"), Stdout: r.boolean("stdout"), Stderr: r.boolean("stderr")}
-	keys, err := stream.ParseKeys(r.query("detachKeys"))
-	if err != nil {
-		return err
-	}
-	a, err := c.b.Streams.Attach(r.vars["id"], o)
+	a, err := c.attachment(r)
 	if err != nil {
 		return err
 	}
@@ -32,16 +26,50 @@ func (c *containerAPI) attach(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	defer conn.Close()
+	c.serveAttached(r, a, conn, outputs(conn, a.TTY))
+	return nil
+}
+
+// An attachment is what a client asks to be connected to.
+type attachment struct {
+	*container.Attach
+	want model.AttachOptions
+	keys []byte // that detach; nil for none
+}
+
+func (c *containerAPI) attachment(r *request) (a attachment, err error) {
+	a.want = model.AttachOptions{Stdin: r.boolean("stdin"), Stdout: r.boolean("stdout"), Stderr: r.boolean("stderr")}
+	if a.keys, err = stream.ParseKeys(r.query("detachKeys")); err != nil {
+		return a, err
+	}
+	if a.Attach, err = c.b.Streams.Attach(r.vars["id"], a.want); err != nil {
+		return a, err
+	}
+	if !a.TTY && r.query("detachKeys") == "" {
+		a.keys = nil
+	}
+	return a, nil
+}
+
+// A client is who is attached: it is read for input.
+type client interface {
+	io.Reader
+	CloseWrite() error // tells it that there is no more output
+	HungUp() bool      // whether the end of its input is its going away
+}
+
+// serveAttached gives a client what was logged already (logs), what comes
+// (stream), and passes its input on.
+func (c *containerAPI) serveAttached(r *request, a attachment, who client, out sinks) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	out := outputs(conn, a.TTY)
 	if r.boolean("logs") {
-		c.replay(ctx, r, o, out)
+		c.replay(ctx, r, a.want, out)
 	}
 	if !r.boolean("stream") {
-		return nil
+		return
 	}
-	in, gone := readAhead(conn)
+	in, gone := readAhead(who)
 	go func() { // a client that goes away before the container starts
 		select {
 		case <-gone:
@@ -51,26 +79,22 @@ func (c *containerAPI) attach(w http.ResponseWriter, r *request) error {
 	}()
 	st, err := a.Streams(ctx)
 	if err != nil {
-		return nil // the client reads of it by the start call
+		return // the client reads of it by the start call
 	}
 	defer st.Close()
-	if !a.TTY && r.query("detachKeys") == "" {
-		keys = nil
-	}
-	pump(conn, st, o.Stdin, in, gone, keys, out, func() {})
-	return nil
+	pump(who, st, a.want.Stdin, in, gone, a.keys, out, func() {})
 }
 
 // readAhead reads the client's input into a small pipe, so that its going
 // away is seen even while nobody wants input and nothing is said to it. gone
 // is closed when the connection failed or ended; a half-close is not that.
-func readAhead(conn *stream.Conn) (io.Reader, <-chan struct{}) {
+func readAhead(who client) (io.Reader, <-chan struct{}) {
 	pr, pw := io.Pipe()
 	gone := make(chan struct{})
 	go func() {
-		_, err := io.Copy(pw, conn)
+		_, err := io.Copy(pw, who)
 		pw.CloseWithError(io.EOF)
-		if !errors.Is(err, io.ErrClosedPipe) && (err != nil || conn.HungUp()) {
+		if !errors.Is(err, io.ErrClosedPipe) && (err != nil || who.HungUp()) {
 			close(gone)
 		}
 	}()
@@ -99,18 +123,18 @@ func outputs(w io.Writer, tty bool) sinks {
 // pump copies between a client and a process until all output has been sent
 // or the client went away or detached. booked is waited for before the client
 // is told of the end: it asks for the exit code next.
-func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, gone <-chan struct{}, keys []byte, out sinks, booked func()) {
+func pump(who client, st *model.Streams, stdin bool, in io.Reader, gone <-chan struct{}, keys []byte, out sinks, booked func()) {
 	detached, fed := make(chan struct{}), make(chan struct{})
 	if stdin && st.Stdin != nil {
 		go func() {
 			_, err := io.Copy(st.Stdin, stream.NewDetachReader(in, keys))
 			if errors.Is(err, stream.ErrDetached) {
 				close(detached)
-				return
+			} else {
+				st.Stdin.Close()
+				close(fed)
 			}
-			st.Stdin.Close()
-			close(fed)
-			io.Copy(io.Discard, in) // the program takes no more: let the client finish sending
+			io.Copy(io.Discard, in) // nobody takes more: let the client finish sending
 		}()
 	} else {
 		close(fed)
@@ -130,7 +154,7 @@ func pump(conn *stream.Conn, st *model.Streams, stdin bool, in io.Reader, gone <
 	select {
 	case <-sent:
 		booked()
-		conn.CloseWrite()
+		who.CloseWrite()
 	case <-detached:
 	case <-gone: // what it sent before it went still counts
 		select {
@@ -198,10 +222,10 @@ func (c *containerAPI) logs(w http.ResponseWriter, r *request) error {
 
 func logOptions(r *request) (o model.LogOptions, err error) {
 	now := time.Now()
-	if o.Since, err = container.ParseTime(r.query("since"), now); err != nil {
+	if o.Since, err = model.ParseTime(r.query("since"), now); err != nil {
 		return o, err
 	}
-	if o.Until, err = container.ParseTime(r.query("until"), now); err != nil {
+	if o.Until, err = model.ParseTime(r.query("until"), now); err != nil {
 		return o, err
 	}
 	o.Follow = r.boolean("follow")

@@ -36,7 +36,7 @@ type Backend struct {
 type Creator interface {
 	Create(ctx context.Context, name, platform string, req *apicontainer.CreateRequest) (apicontainer.CreateResponse, error)
 	Remove(ctx context.Context, ref string, o container.RemoveOptions) error
-	Prune(ctx context.Context, f container.Filters) (*apicontainer.PruneReport, error)
+	Prune(ctx context.Context, f model.Filters) (*apicontainer.PruneReport, error)
 	Rename(ctx context.Context, ref, name string) error
 	Update(ctx context.Context, ref string, res apicontainer.Resources, policy apicontainer.RestartPolicy) ([]string, error)
 }
@@ -88,11 +88,11 @@ type Execs interface {
 
 // Networks are the engine's networks.
 type Networks interface {
-	List(ctx context.Context, f container.Filters) ([]network.Inspect, error)
+	List(ctx context.Context, f model.Filters) ([]network.Inspect, error)
 	Inspect(ctx context.Context, ref string) (network.Inspect, error)
 	Create(ctx context.Context, req network.CreateRequest) (network.CreateResponse, error)
 	Remove(ctx context.Context, ref string) error
-	Prune(ctx context.Context, f container.Filters) ([]string, error)
+	Prune(ctx context.Context, f model.Filters) ([]string, error)
 	Connector
 }
 
@@ -104,11 +104,11 @@ type Connector interface {
 
 // Volumes are the engine's volumes.
 type Volumes interface {
-	List(ctx context.Context, f container.Filters) ([]volume.Volume, error)
+	List(ctx context.Context, f model.Filters) ([]volume.Volume, error)
 	Inspect(ctx context.Context, name string) (*volume.Volume, error)
 	Create(ctx context.Context, req volume.CreateRequest) (*volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
-	Prune(ctx context.Context, f container.Filters) ([]string, uint64, error)
+	Prune(ctx context.Context, f model.Filters) ([]string, uint64, error)
 	Usage(ctx context.Context) ([]volume.Volume, error)
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"machine/agent/container"
 	"machine/agent/fault"
+	"machine/agent/model"
 )
 
 func (s *Server) containers(o Options) {
@@ -54,7 +55,7 @@ func notBuilt(what string) handler {
 }
 
 func (c *containerAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func legacyMAC(req *apicontainer.CreateRequest, mac string) error {
 }
 
 func (c *containerAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,6 @@ import (
 	apiregistry "github.com/moby/moby/api/types/registry"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"machine/agent/container"
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
@@ -73,11 +72,11 @@ func (d *distributionAPI) auth(w http.ResponseWriter, r *request) error {
 }
 
 func (d *distributionAPI) search(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}
-	if err := f.CheckKeys("is-automated", "is-official", "stars"); err != nil {
+	if err := f.Check("is-automated", "is-official", "stars"); err != nil {
 		return err
 	}
 	if r.query("term") == "" {
@@ -102,7 +101,7 @@ func (d *distributionAPI) search(w http.ResponseWriter, r *request) error {
 	}
 	out := []registry.Found{}
 	for _, x := range list {
-		if x.StarCount < stars || len(f["is-official"]) > 0 && x.IsOfficial != truth(f["is-official"][0]) || len(f["is-automated"]) > 0 && truth(f["is-automated"][0]) {
+		if x.StarCount < stars || len(f["is-official"]) > 0 && x.IsOfficial != model.Truth(f["is-official"][0]) || len(f["is-automated"]) > 0 && model.Truth(f["is-automated"][0]) {
 			continue
 		}
 		out = append(out, x)

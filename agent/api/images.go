@@ -16,7 +16,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"machine/agent/container"
 	"machine/agent/fault"
 	"machine/agent/image"
 	"machine/agent/model"
@@ -221,23 +220,23 @@ func (i *imageAPI) remove(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}
-	if err := f.CheckKeys("dangling", "label", "label!", "until"); err != nil {
+	if err := f.Check("dangling", "label", "label!", "until"); err != nil {
 		return err
 	}
-	until, err := container.UntilFilter(f, time.Now())
+	until, err := f.Until(time.Now())
 	if err != nil {
 		return err
 	}
 	all := false
 	if d := f["dangling"]; len(d) > 0 {
-		all = !truth(d[0])
+		all = !model.Truth(d[0])
 	}
 	list, freed, err := i.b.PruneImages(r.Context(), all, func(s *image.Summary) bool {
-		return !until.IsZero() && !s.Created.Before(until) || !container.PruneLabels(f, s.Config.Config.Labels)
+		return !until.IsZero() && !s.Created.Before(until) || !f.Labels(s.Config.Config.Labels)
 	})
 	if err != nil {
 		return err
@@ -320,14 +319,14 @@ func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
 var imageKeys = []string{"dangling", "label", "label!", "before", "since", "reference", "until"}
 
 func (i *imageAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}
 	if old := r.query("filter"); old != "" && r.before("1.41") { // a name, in the oldest clients
 		f["reference"] = append(f["reference"], old)
 	}
-	if err := f.CheckKeys(imageKeys...); err != nil {
+	if err := f.Check(imageKeys...); err != nil {
 		return err
 	}
 	match, err := i.matcher(r, f)
@@ -363,7 +362,7 @@ func (i *imageAPI) list(w http.ResponseWriter, r *request) error {
 }
 
 // matcher makes a test of the filters.
-func (i *imageAPI) matcher(r *request, f container.Filters) (func(*image.Summary) bool, error) {
+func (i *imageAPI) matcher(r *request, f model.Filters) (func(*image.Summary) bool, error) {
 	var before, since time.Time
 	for key, at := range map[string]*time.Time{"before": &before, "since": &since} {
 		for _, ref := range f[key] {
@@ -374,7 +373,7 @@ func (i *imageAPI) matcher(r *request, f container.Filters) (func(*image.Summary
 			*at = img.Created
 		}
 	}
-	until, err := container.UntilFilter(f, time.Now())
+	until, err := f.Until(time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -387,7 +386,7 @@ func (i *imageAPI) matcher(r *request, f container.Filters) (func(*image.Summary
 	return func(s *image.Summary) bool {
 		untagged := len(s.RepoTags) == 0
 		if d := f["dangling"]; len(d) > 0 {
-			if truth(d[0]) != (untagged && !s.Children) {
+			if model.Truth(d[0]) != (untagged && !s.Children) {
 				return false
 			}
 		} else if !all && untagged && s.Children && len(s.Digests) == 0 {
@@ -395,7 +394,7 @@ func (i *imageAPI) matcher(r *request, f container.Filters) (func(*image.Summary
 		}
 		switch {
 		case !before.IsZero() && !s.Created.Before(before), !since.IsZero() && !s.Created.After(since),
-			!until.IsZero() && !s.Created.Before(until), !container.PruneLabels(f, s.Config.Config.Labels):
+			!until.IsZero() && !s.Created.Before(until), !f.Labels(s.Config.Config.Labels):
 			return false
 		}
 		return len(f["reference"]) == 0 || keepMatching(s, f["reference"])

@@ -5,7 +5,7 @@ import (
 
 	"github.com/moby/moby/api/types/network"
 
-	"machine/agent/container"
+	"machine/agent/model"
 )
 
 func (s *Server) networks(o Options) {
@@ -22,7 +22,7 @@ func (s *Server) networks(o Options) {
 type networkAPI struct{ b Networks }
 
 func (n *networkAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (n *networkAPI) remove(w http.ResponseWriter, r *request) error {
 }
 
 func (n *networkAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 )
 
 // The versions of the API that are served.
@@ -272,15 +273,7 @@ func (r *request) readJSON(v any) error {
 
 // boolean reads a query parameter as Docker does: "", 0, no, false and none
 // are false, all else is true.
-func (r *request) boolean(key string) bool { return truth(r.URL.Query().Get(key)) }
-
-func truth(s string) bool {
-	switch strings.ToLower(strings.TrimSpace(s)) {
-	case "", "0", "no", "false", "none":
-		return false
-	}
-	return true
-}
+func (r *request) boolean(key string) bool { return model.Truth(r.URL.Query().Get(key)) }
 
 // number reads an integer parameter; absent is def.
 func (r *request) number(key string, def int) (int, error) {

@@ -11,6 +11,7 @@ import (
 
 	"machine/agent/container"
 	"machine/agent/fault"
+	"machine/agent/model"
 )
 
 func (s *Server) system(o Options) {
@@ -72,19 +73,19 @@ var eventKeys = []string{"config", "container", "daemon", "event", "image", "lab
 
 // events streams what happens; the headers go out at once.
 func (a *systemAPI) events(w http.ResponseWriter, r *request) error {
-	f, err := container.ParseFilters(r.query("filters"))
+	f, err := model.ParseFilters(r.query("filters"))
 	if err != nil {
 		return err
 	}
-	if err := f.CheckKeys(eventKeys...); err != nil {
+	if err := f.Check(eventKeys...); err != nil {
 		return err
 	}
 	now := time.Now()
-	since, err := container.ParseTime(r.query("since"), now)
+	since, err := model.ParseTime(r.query("since"), now)
 	if err != nil {
 		return err
 	}
-	until, err := container.ParseTime(r.query("until"), now)
+	until, err := model.ParseTime(r.query("until"), now)
 	if err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func (a *systemAPI) events(w http.ResponseWriter, r *request) error {
 }
 
 // matchEvent applies the filters: keys AND, values OR, labels AND.
-func matchEvent(f container.Filters, m events.Message) bool {
+func matchEvent(f model.Filters, m events.Message) bool {
 	attrs := m.Actor.Attributes
 	for key, want := range f {
 		ok := false
@@ -147,7 +148,7 @@ func matchEvent(f container.Filters, m events.Message) bool {
 				return w == string(m.Action) || strings.HasPrefix(string(m.Action), w+":")
 			})
 		case "label":
-			ok = container.MatchLabels(want, attrs)
+			ok = model.MatchLabels(want, attrs)
 		case "image":
 			ok = matchEventImage(want, m)
 		default: // container, network, volume, daemon ...: by id, prefix or name

@@ -123,35 +123,6 @@ func TestStatusText(t *testing.T) {
 	}
 }
 
-func TestParseFilters(t *testing.T) {
-	for _, in := range []string{`{"label":{"a=b":true,"c":true}}`, `{"label":["a=b","c"]}`} {
-		f, err := ParseFilters(in)
-		if err != nil || !slices.Equal(f["label"], []string{"a=b", "c"}) {
-			t.Errorf("%s: %v, %v", in, f, err)
-		}
-	}
-	for _, in := range []string{"{", "[]", `{"a":1}`} {
-		if f, err := ParseFilters(in); err == nil {
-			t.Errorf("%s was taken for %v", in, f)
-		}
-	}
-	if !MatchLabels([]string{"a", "b=2"}, map[string]string{"a": "1", "b": "2"}) || MatchLabels([]string{"b=3"}, map[string]string{"b": "2"}) {
-		t.Error("labels")
-	}
-}
-
-func TestParseTime(t *testing.T) {
-	now := time.Unix(1000, 0)
-	for in, want := range map[string]int64{"10s": 990e9, "500": 500e9, "500.25": 500.25e9, "1970-01-01T00:00:07Z": 7e9} {
-		if got, err := ParseTime(in, now); err != nil || got.UnixNano() != want {
-			t.Errorf("%s: %v, %v", in, got, err)
-		}
-	}
-	if _, err := ParseTime("soon", now); err == nil {
-		t.Error("nonsense was taken for a time")
-	}
-}
-
 func TestCheckCpuset(t *testing.T) {
 	for _, ok := range []string{"", "0", "0-3,7"} {
 		if err := checkCpuset(ok); err != nil {

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"encoding/json"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,43 +12,19 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 )
-
-// Filters are the filters of a list call: values by key.
-type Filters map[string][]string
 
 // ListOptions are those of ps.
 type ListOptions struct {
 	All     bool
 	Size    bool
 	Limit   int
-	Filters Filters
+	Filters model.Filters
 }
 
 // listKeys are the filters that a container list knows.
 var listKeys = []string{"ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network", "publish", "since", "status", "volume", "isolation"}
-
-// CheckKeys refuses filters that are not known.
-func (f Filters) CheckKeys(known ...string) error {
-	for k := range f {
-		if !slices.Contains(known, k) {
-			return fault.Invalid.Errorf("invalid filter '%s'", k)
-		}
-	}
-	return nil
-}
-
-// MatchLabels tells whether all label filters hold.
-func MatchLabels(want []string, have map[string]string) bool {
-	for _, w := range want {
-		k, v, hasValue := strings.Cut(w, "=")
-		got, ok := have[k]
-		if !ok || hasValue && got != v {
-			return false
-		}
-	}
-	return true
-}
 
 // List answers ps: newest first.
 func (m *Manager) List(ctx context.Context, o ListOptions) ([]*container.Summary, error) {
@@ -96,7 +71,7 @@ func (m *Manager) sizes(ctx context.Context, r *Record) (rw, root int64) {
 // matcher compiles the filters.
 func (m *Manager) matcher(ctx context.Context, o ListOptions) (func(*Record) bool, error) {
 	f := o.Filters
-	if err := f.CheckKeys(listKeys...); err != nil {
+	if err := f.Check(listKeys...); err != nil {
 		return nil, err
 	}
 	var tests []func(*Record) bool
@@ -116,8 +91,8 @@ func (m *Manager) matcher(ctx context.Context, o ListOptions) (func(*Record) boo
 		}
 		test(func(r *Record) bool { return slices.Contains(v, string(r.State.Status)) })
 	}
-	if v := f["label"]; len(v) > 0 {
-		test(func(r *Record) bool { return MatchLabels(v, r.Config.Labels) })
+	if len(f["label"]) > 0 {
+		test(func(r *Record) bool { return f.Labels(r.Config.Labels) })
 	}
 	if v := f["id"]; len(v) > 0 {
 		test(func(r *Record) bool {
@@ -146,7 +121,7 @@ func (m *Manager) matcher(ctx context.Context, o ListOptions) (func(*Record) boo
 
 // nameFilters: name is an unanchored regular expression, tried with and
 // without the leading slash; exited and health are values.
-func (m *Manager) nameFilters(f Filters, test func(func(*Record) bool)) error {
+func (m *Manager) nameFilters(f model.Filters, test func(func(*Record) bool)) error {
 	var res []*regexp.Regexp
 	for _, p := range f["name"] {
 		re, err := regexp.Compile(p)
@@ -191,7 +166,7 @@ func healthOf(r *Record) container.HealthStatus {
 	return r.State.Health.Status
 }
 
-func (m *Manager) timeFilters(f Filters, test func(func(*Record) bool)) error {
+func (m *Manager) timeFilters(f model.Filters, test func(func(*Record) bool)) error {
 	for key, keep := range map[string]func(r, than *Record) bool{
 		"before": func(r, than *Record) bool { return r.Created.Before(than.Created) },
 		"since":  func(r, than *Record) bool { return r.Created.After(than.Created) },
@@ -209,7 +184,7 @@ func (m *Manager) timeFilters(f Filters, test func(func(*Record) bool)) error {
 }
 
 // objectFilters: ancestor, network, volume.
-func (m *Manager) objectFilters(ctx context.Context, f Filters, test func(func(*Record) bool)) error {
+func (m *Manager) objectFilters(ctx context.Context, f model.Filters, test func(func(*Record) bool)) error {
 	if v := f["ancestor"]; len(v) > 0 {
 		var ids []string
 		for _, ref := range v {
@@ -239,7 +214,7 @@ func (m *Manager) objectFilters(ctx context.Context, f Filters, test func(func(*
 	return nil
 }
 
-func portFilters(f Filters, test func(func(*Record) bool)) error {
+func portFilters(f model.Filters, test func(func(*Record) bool)) error {
 	parse := func(key string) (map[network.Port]bool, error) {
 		out := map[network.Port]bool{}
 		for _, s := range f[key] {
@@ -337,18 +312,18 @@ func portSummary(r *Record) []container.PortSummary {
 }
 
 // Prune removes stopped containers.
-func (m *Manager) Prune(ctx context.Context, f Filters) (*container.PruneReport, error) {
-	if err := f.CheckKeys("until", "label", "label!"); err != nil {
+func (m *Manager) Prune(ctx context.Context, f model.Filters) (*container.PruneReport, error) {
+	if err := f.Check("until", "label", "label!"); err != nil {
 		return nil, err
 	}
-	until, err := UntilFilter(f, m.o.Clock.Now())
+	until, err := f.Until(m.o.Clock.Now())
 	if err != nil {
 		return nil, err
 	}
 	rep := &container.PruneReport{ContainersDeleted: []string{}}
 	for _, c := range m.all() {
 		r := c.rec.Load()
-		if r.State.Running() || !until.IsZero() && !r.Created.Before(until) || !PruneLabels(f, r.Config.Labels) {
+		if r.State.Running() || !until.IsZero() && !r.Created.Before(until) || !f.Labels(r.Config.Labels) {
 			continue
 		}
 		rw, _ := m.o.Layers.Size(ctx, r.ID)
@@ -360,86 +335,4 @@ func (m *Manager) Prune(ctx context.Context, f Filters) (*container.PruneReport,
 		rep.SpaceReclaimed += uint64(rw)
 	}
 	return rep, nil
-}
-
-// PruneLabels applies "label" and "label!" filters.
-func PruneLabels(f Filters, have map[string]string) bool {
-	if !MatchLabels(f["label"], have) {
-		return false
-	}
-	for _, not := range f["label!"] {
-		if MatchLabels([]string{not}, have) {
-			return false
-		}
-	}
-	return true
-}
-
-// UntilFilter reads "until": a duration back from now, a Unix time, or
-// RFC 3339.
-func UntilFilter(f Filters, now time.Time) (time.Time, error) {
-	v := f["until"]
-	if len(v) == 0 {
-		return time.Time{}, nil
-	}
-	if len(v) > 1 {
-		return time.Time{}, fault.Invalid.Errorf("more than one until filter specified")
-	}
-	return ParseTime(v[0], now)
-}
-
-// ParseTime reads a time as Docker's API takes it.
-func ParseTime(s string, now time.Time) (time.Time, error) {
-	if s == "" || s == "0" {
-		return time.Time{}, nil
-	}
-	if d, err := time.ParseDuration(s); err == nil && strings.ContainsAny(s, "hmsuµn") {
-		return now.Add(-d), nil
-	}
-	if sec, frac, _ := strings.Cut(s, "."); sec != "" {
-		if n, err := strconv.ParseInt(sec, 10, 64); err == nil {
-			frac = (frac + "000000000")[:9]
-			ns, err := strconv.ParseInt(frac, 10, 64)
-			if err == nil {
-				return time.Unix(n, ns), nil
-			}
-		}
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, fault.Invalid.Errorf("invalid time %q", s)
-}
-
-// ParseFilters reads the filters parameter: {"key":{"value":true}} or the
-// older {"key":["value"]}.
-func ParseFilters(s string) (Filters, error) {
-	out := Filters{}
-	if s == "" {
-		return out, nil
-	}
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(s), &raw); err != nil {
-		return nil, fault.Invalid.Errorf("invalid filter: %w", err)
-	}
-	for k, v := range raw {
-		var set map[string]bool
-		if json.Unmarshal(v, &set) == nil {
-			for x, on := range set {
-				if on {
-					out[k] = append(out[k], x)
-				}
-			}
-			slices.Sort(out[k])
-			continue
-		}
-		var list []string
-		if err := json.Unmarshal(v, &list); err != nil {
-			return nil, fault.Invalid.Errorf("invalid filter %q", k)
-		}
-		out[k] = list
-	}
-	return out, nil
 }

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	apinetwork "github.com/moby/moby/api/types/network"
 
@@ -135,17 +134,17 @@ func TestListFilters(t *testing.T) {
 	m := openTest(t, t.TempDir())
 	create(t, m, "back", apinetwork.IPAMConfig{Subnet: netip.MustParsePrefix("10.99.0.0/24")})
 	for _, c := range []struct {
-		f    Filters
+		f    model.Filters
 		want int
 	}{
-		{nil, 3}, {Filters{"type": {"custom"}}, 1}, {Filters{"type": {"builtin"}}, 2}, {Filters{"name": {"^ba"}}, 1},
-		{Filters{"driver": {"test", "host"}}, 2}, {Filters{"dangling": {"true"}}, 1}, {Filters{"label": {"x"}}, 0},
+		{nil, 3}, {model.Filters{"type": {"custom"}}, 1}, {model.Filters{"type": {"builtin"}}, 2}, {model.Filters{"name": {"^ba"}}, 1},
+		{model.Filters{"driver": {"test", "host"}}, 2}, {model.Filters{"dangling": {"true"}}, 1}, {model.Filters{"label": {"x"}}, 0},
 	} {
 		if got, err := m.ListFiltered(c.f); err != nil || len(got) != c.want {
 			t.Errorf("%v: got %d, %v, want %d", c.f, len(got), err, c.want)
 		}
 	}
-	if _, err := m.ListFiltered(Filters{"ghost": {"x"}}); !fault.Is(err, fault.Invalid) {
+	if _, err := m.ListFiltered(model.Filters{"ghost": {"x"}}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -257,17 +256,5 @@ func TestParseHostPort(t *testing.T) {
 		if _, _, err := parseHostPort(s); err == nil {
 			t.Errorf("%q was accepted", s)
 		}
-	}
-}
-
-func TestParseUntil(t *testing.T) {
-	now := time.Unix(10000, 0)
-	for s, want := range map[string]int64{"1h": 6400, "5000": 5000, "1970-01-01T00:00:07Z": 7} {
-		if got, err := ParseUntil(s, now); err != nil || got.Unix() != want {
-			t.Errorf("%s: got %v, %v", s, got, err)
-		}
-	}
-	if _, err := ParseUntil("tomorrow", now); err == nil {
-		t.Error("tomorrow was accepted")
 	}
 }

@@ -193,15 +193,15 @@ func (m *Manager) Remove(ctx context.Context, ref string) error {
 	return nil
 }
 
-// Filters are the API's filters: key to its values.
-type Filters map[string][]string
-
 // Prune removes the networks of the user's that no container is attached to.
 // Filters: until (duration or time), label, label!. used tells of networks
 // that containers which do not run refer to; nil means none.
-func (m *Manager) Prune(ctx context.Context, f Filters, used func(id, name string) bool) (apinetwork.PruneReport, error) {
+func (m *Manager) Prune(ctx context.Context, f model.Filters, used func(id, name string) bool) (apinetwork.PruneReport, error) {
 	report := apinetwork.PruneReport{NetworksDeleted: []string{}}
-	until, err := pruneUntil(f)
+	if err := f.Check("until", "label", "label!"); err != nil {
+		return report, err
+	}
+	until, err := f.Until(time.Now())
 	if err != nil {
 		return report, err
 	}
@@ -210,7 +210,7 @@ func (m *Manager) Prune(ctx context.Context, f Filters, used func(id, name strin
 		if !ok || rec.Predefined || len(m.endpoints(n.ID)) > 0 || used != nil && used(n.ID, n.Name) {
 			continue
 		}
-		if !until.IsZero() && !n.Created.Before(until) || !MatchLabels(f, n.Labels) {
+		if !until.IsZero() && !n.Created.Before(until) || !f.Labels(n.Labels) {
 			continue
 		}
 		err := m.Remove(ctx, n.ID)
@@ -227,69 +227,11 @@ func (m *Manager) Prune(ctx context.Context, f Filters, used func(id, name strin
 	return report, nil
 }
 
-func pruneUntil(f Filters) (time.Time, error) {
-	for k := range f {
-		if k != "until" && k != "label" && k != "label!" {
-			return time.Time{}, fault.Invalid.Errorf("invalid filter '%s'", k)
-		}
-	}
-	for _, v := range f["until"] {
-		if len(f["until"]) > 1 {
-			return time.Time{}, fault.Invalid.Errorf("more than one until filter specified")
-		}
-		return ParseUntil(v, time.Now())
-	}
-	return time.Time{}, nil
-}
-
-// ParseUntil reads the API's until filter: a Go duration before now, a Unix
-// time in seconds, or RFC 3339.
-func ParseUntil(v string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(v); err == nil {
-		return now.Add(-d), nil
-	}
-	var sec int64
-	if n, err := fmt.Sscanf(v, "%d", &sec); err == nil && n == 1 && !strings.Contains(v, "-") {
-		return time.Unix(sec, 0), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
-		if t, err := time.Parse(layout, v); err == nil {
-			return t, nil
-		}
-	}
-	return time.Time{}, fault.Invalid.Errorf("invalid until filter %q: want a duration or a time", v)
-}
-
-// MatchLabels reports whether labels satisfy the filters label (all of them)
-// and label! (none of them); a value is KEY or KEY=VALUE.
-func MatchLabels(f Filters, labels map[string]string) bool {
-	has := func(want string) bool {
-		k, v, exact := strings.Cut(want, "=")
-		got, ok := labels[k]
-		return ok && (!exact || got == v)
-	}
-	for _, want := range f["label"] {
-		if !has(want) {
-			return false
-		}
-	}
-	for _, not := range f["label!"] {
-		if has(not) {
-			return false
-		}
-	}
-	return true
-}
-
 // ListFiltered is List for the API: filters driver, id, label, name, scope,
 // type (builtin, custom) and dangling.
-func (m *Manager) ListFiltered(f Filters) ([]apinetwork.Inspect, error) {
-	for k := range f {
-		switch k {
-		case "driver", "id", "label", "name", "scope", "type", "dangling":
-		default:
-			return nil, fault.Invalid.Errorf("invalid filter '%s'", k)
-		}
+func (m *Manager) ListFiltered(f model.Filters) ([]apinetwork.Inspect, error) {
+	if err := f.Check("driver", "id", "label", "name", "scope", "type", "dangling"); err != nil {
+		return nil, err
 	}
 	for _, v := range f["type"] {
 		if v != "builtin" && v != "custom" {
@@ -305,7 +247,7 @@ func (m *Manager) ListFiltered(f Filters) ([]apinetwork.Inspect, error) {
 	return out, nil
 }
 
-func (m *Manager) matches(n apinetwork.Inspect, f Filters) bool {
+func (m *Manager) matches(n apinetwork.Inspect, f model.Filters) bool {
 	rec, ok := m.nets.Get(n.ID)
 	if !ok {
 		return false
@@ -314,28 +256,17 @@ func (m *Manager) matches(n apinetwork.Inspect, f Filters) bool {
 	if rec.Predefined {
 		kind = "builtin"
 	}
-	oneOf := func(key string, fits func(v string) bool) bool {
-		if len(f[key]) == 0 {
-			return true
-		}
-		for _, v := range f[key] {
-			if fits(v) {
-				return true
-			}
-		}
-		return false
-	}
-	return oneOf("driver", func(v string) bool { return v == n.Driver }) &&
-		oneOf("scope", func(v string) bool { return v == n.Scope }) &&
-		oneOf("type", func(v string) bool { return v == kind }) &&
-		oneOf("id", func(v string) bool { return strings.HasPrefix(n.ID, v) }) &&
-		oneOf("name", func(v string) bool {
+	return f.Any("driver", func(v string) bool { return v == n.Driver }) &&
+		f.Any("scope", func(v string) bool { return v == n.Scope }) &&
+		f.Any("type", func(v string) bool { return v == kind }) &&
+		f.Any("id", func(v string) bool { return strings.HasPrefix(n.ID, v) }) &&
+		f.Any("name", func(v string) bool {
 			re, err := regexp.Compile(v)
 			return n.Name == v || err == nil && re.MatchString(n.Name)
 		}) &&
-		oneOf("dangling", func(v string) bool {
-			return (v == "1" || v == "true") == (!rec.Predefined && len(m.endpoints(n.ID)) == 0)
-		}) && MatchLabels(Filters{"label": f["label"]}, n.Labels)
+		f.Any("dangling", func(v string) bool {
+			return model.Truth(v) == (!rec.Predefined && len(m.endpoints(n.ID)) == 0)
+		}) && f.Labels(n.Labels)
 }
 
 // netnsDir is where namespaces are bound.

@@ -6,27 +6,19 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"syscall"
 
 	apivolume "github.com/moby/moby/api/types/volume"
 
-	"machine/agent/fault"
+	"machine/agent/model"
 )
-
-// Filters are the API's filters: key to its values.
-type Filters map[string][]string
 
 // List returns the volumes in the order of their names. Filters: dangling,
 // driver, label, name.
-func (m *Manager) List(f Filters) (apivolume.ListResponse, error) {
+func (m *Manager) List(f model.Filters) (apivolume.ListResponse, error) {
 	out := apivolume.ListResponse{Volumes: []apivolume.Volume{}, Warnings: []string{}}
-	for k := range f {
-		switch k {
-		case "dangling", "driver", "label", "name":
-		default:
-			return out, fault.Invalid.Errorf("invalid filter '%s'", k)
-		}
+	if err := f.Check("dangling", "driver", "label", "name"); err != nil {
+		return out, err
 	}
 	for _, name := range m.names() {
 		v := m.get(name)
@@ -41,71 +33,24 @@ func (m *Manager) List(f Filters) (apivolume.ListResponse, error) {
 	return out, nil
 }
 
-func matches(f Filters, v *volume) bool {
-	oneOf := func(key string, fits func(string) bool) bool {
-		if len(f[key]) == 0 {
-			return true
-		}
-		for _, want := range f[key] {
-			if fits(want) {
-				return true
-			}
-		}
-		return false
-	}
-	return oneOf("driver", func(d string) bool { return d == "local" }) &&
-		oneOf("dangling", func(d string) bool { return truth(d) == (len(v.users) == 0) }) &&
-		oneOf("name", func(n string) bool {
+func matches(f model.Filters, v *volume) bool {
+	return f.Any("driver", func(d string) bool { return d == "local" }) &&
+		f.Any("dangling", func(d string) bool { return model.Truth(d) == (len(v.users) == 0) }) &&
+		f.Any("name", func(n string) bool {
 			re, err := regexp.Compile(n)
 			return n == v.rec.Name || err == nil && re.MatchString(v.rec.Name)
-		}) && labelled(f, v.rec.Labels)
-}
-
-func truth(s string) bool {
-	switch strings.ToLower(s) {
-	case "", "0", "no", "false", "none", "f":
-		return false
-	}
-	return true
-}
-
-// labelled holds when all of label and none of label! are there.
-func labelled(f Filters, labels map[string]string) bool {
-	has := func(want string) bool {
-		k, val, exact := strings.Cut(want, "=")
-		got, ok := labels[k]
-		return ok && (!exact || got == val)
-	}
-	for _, want := range f["label"] {
-		if !has(want) {
-			return false
-		}
-	}
-	for _, not := range f["label!"] {
-		if has(not) {
-			return false
-		}
-	}
-	return true
+		}) && f.Labels(v.rec.Labels)
 }
 
 // Prune removes volumes without users and without mount options: the
 // anonymous ones, or with the filter all=true the named ones too. Filters: all,
 // label, label!.
-func (m *Manager) Prune(ctx context.Context, f Filters) (apivolume.PruneReport, error) {
+func (m *Manager) Prune(ctx context.Context, f model.Filters) (apivolume.PruneReport, error) {
 	report := apivolume.PruneReport{VolumesDeleted: []string{}}
-	all := false
-	for k := range f {
-		switch k {
-		case "all":
-			for _, v := range f[k] {
-				all = truth(v)
-			}
-		case "label", "label!":
-		default:
-			return report, fault.Invalid.Errorf("invalid filter '%s'", k)
-		}
+	if err := f.Check("all", "label", "label!"); err != nil {
+		return report, err
 	}
+	all := len(f["all"]) == 1 && model.Truth(f["all"][0])
 	for _, name := range m.names() {
 		if err := ctx.Err(); err != nil {
 			return report, err
@@ -115,7 +60,7 @@ func (m *Manager) Prune(ctx context.Context, f Filters) (apivolume.PruneReport, 
 			continue
 		}
 		_, anonymous := v.rec.Labels[AnonymousLabel]
-		if len(v.users) == 0 && len(v.rec.Options) == 0 && (all || anonymous) && labelled(f, v.rec.Labels) {
+		if len(v.users) == 0 && len(v.rec.Options) == 0 && (all || anonymous) && f.Labels(v.rec.Labels) {
 			size := diskSize(ctx, m.data(name))
 			if err := m.remove(v); err != nil {
 				m.log.Warn("prune: volume not removed", "volume", name, "err", err)

@@ -103,10 +103,10 @@ func TestPruneTakesAnonymousOnly(t *testing.T) {
 	if r, err := m.Prune(ctx, nil); err != nil || len(r.VolumesDeleted) != 1 || r.VolumesDeleted[0] != anon.Name {
 		t.Errorf("got %+v, %v, want the anonymous volume", r, err)
 	}
-	if r, err := m.Prune(ctx, Filters{"all": {"1"}}); err != nil || len(r.VolumesDeleted) != 1 || r.VolumesDeleted[0] != "named" {
+	if r, err := m.Prune(ctx, model.Filters{"all": {"1"}}); err != nil || len(r.VolumesDeleted) != 1 || r.VolumesDeleted[0] != "named" {
 		t.Errorf("all: got %+v, %v, want the named volume", r, err)
 	}
-	if _, err := m.Prune(ctx, Filters{"ghost": {"1"}}); !fault.Is(err, fault.Invalid) {
+	if _, err := m.Prune(ctx, model.Filters{"ghost": {"1"}}); !fault.Is(err, fault.Invalid) {
 		t.Errorf("unknown filter: got %v", err)
 	}
 }
@@ -123,15 +123,15 @@ func TestListFilters(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		f    Filters
+		f    model.Filters
 		want string
 	}{
 		{nil, "db-data web-data"},
-		{Filters{"name": {"web"}}, "web-data"},
-		{Filters{"label": {"k=y"}}, "db-data"},
-		{Filters{"dangling": {"true"}}, "db-data"},
-		{Filters{"dangling": {"0"}}, "web-data"},
-		{Filters{"driver": {"ghost"}}, ""},
+		{model.Filters{"name": {"web"}}, "web-data"},
+		{model.Filters{"label": {"k=y"}}, "db-data"},
+		{model.Filters{"dangling": {"true"}}, "db-data"},
+		{model.Filters{"dangling": {"0"}}, "web-data"},
+		{model.Filters{"driver": {"ghost"}}, ""},
 	} {
 		l, err := m.List(c.f)
 		var got []string
