@@ -21,6 +21,7 @@ import (
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
+	"machine/agent/state"
 )
 
 // partialAge is how long the beginning of a blob waits for its rest.
@@ -42,6 +43,9 @@ func Open(dir string) (*Store, error) {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("open blobs: %w", err)
 		}
+	}
+	if err := state.Sweep(filepath.Join(dir, "sha256")); err != nil {
+		return nil, fmt.Errorf("open blobs: %w", err)
 	}
 	s := &Store{dir: dir, busy: map[digest.Digest]chan struct{}{}}
 	list, err := os.ReadDir(filepath.Join(dir, "partial"))
@@ -73,7 +77,7 @@ func (s *Store) Put(b []byte) (digest.Digest, error) {
 	if st, err := os.Stat(name); err == nil && st.Size() == int64(len(b)) {
 		return d, nil
 	}
-	if err := writeFile(name, b); err != nil {
+	if err := state.WriteFile(name, b, 0o600); err != nil {
 		return "", fmt.Errorf("store blob %s: %w", d, err)
 	}
 	return d, nil
@@ -280,37 +284,4 @@ func (w *writer) Close() error {
 		close(ch)
 	})
 	return nil
-}
-
-// writeFile writes a file so that after a crash it is whole or absent.
-func writeFile(name string, b []byte) (err error) {
-	dir := filepath.Dir(name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Join(filepath.Dir(dir), "partial"), "put-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(b); err != nil {
-		return err
-	}
-	if err = unix.Fdatasync(int(f.Fd())); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

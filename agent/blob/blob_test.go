@@ -5,6 +5,8 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,6 +49,28 @@ func TestPutGet(t *testing.T) {
 		if err := s.Delete(d); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestSweep: a Put that a crash cut short leaves nothing for long.
+func TestSweep(t *testing.T) {
+	s := open(t)
+	d, err := s.Put([]byte("hello"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	half := filepath.Join(s.dir, "sha256", ".tmp-HALF")
+	if err := os.WriteFile(half, []byte("hel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(half); !os.IsNotExist(err) {
+		t.Errorf("the half is still there: %v", err)
+	}
+	if list, err := s.List(); err != nil || !slices.Equal(list, []digest.Digest{d}) {
+		t.Errorf("got %v, %v", list, err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/state"
 )
 
 // A Config says what machine to run.
@@ -73,7 +74,7 @@ func writePid(dir string, pid int, ip string) error {
 	if err != nil {
 		return err
 	}
-	return replace(pidFile(dir), data, 0o600)
+	return state.WriteFile(pidFile(dir), data, 0o600)
 }
 
 // readPid returns the record, and whether its process still is that process.
@@ -105,23 +106,6 @@ func startTime(pid int) (uint64, error) {
 		return 0, os.ErrProcessDone
 	}
 	return strconv.ParseUint(string(f[19]), 10, 64)
-}
-
-// replace writes a small file atomically.
-func replace(path string, data []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }
 
 // lock takes an flock on path, waiting for it; release drops it. The folder

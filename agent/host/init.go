@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/host/sshd"
+	"machine/agent/state"
 )
 
 const (
@@ -130,9 +131,9 @@ func writeEtc(boot bootConfig) error {
 	}
 	hosts := "127.0.0.1\tlocalhost\n127.0.1.1\t" + boot.Name + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 	return errors.Join(
-		replace(filepath.Join(confDir, "authorized_keys"), []byte(boot.Keys), 0o600),
-		replace("/etc/hostname", []byte(boot.Name+"\n"), 0o644),
-		replace("/etc/hosts", []byte(hosts), 0o644),
+		state.WriteFile(filepath.Join(confDir, "authorized_keys"), []byte(boot.Keys), 0o600),
+		state.WriteFile("/etc/hostname", []byte(boot.Name+"\n"), 0o644),
+		state.WriteFile("/etc/hosts", []byte(hosts), 0o644),
 	)
 }
 

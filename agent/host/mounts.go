@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"machine/agent/state"
 )
 
 // oldRoot is where the computer's root is for a moment during the change.
@@ -62,7 +64,7 @@ func enterRoot(boot bootConfig) error {
 	}
 	_ = os.Remove(oldRoot)
 	_ = os.Remove("/etc/resolv.conf")
-	return replace("/etc/resolv.conf", resolv, 0o644)
+	return state.WriteFile("/etc/resolv.conf", resolv, 0o644)
 }
 
 func fillRoot(boot bootConfig, disks []string, hs []hierarchy) error {

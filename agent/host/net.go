@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"machine/agent/fault"
+	"machine/agent/state"
 	"machine/agent/undo"
 )
 
@@ -179,12 +180,12 @@ func claim(pool netip.Prefix, dir, want string) (ip netip.Addr, fresh bool, err 
 			return w, false, nil
 		}
 		if free(w) {
-			return w, true, replace(claimFile(w), []byte(dir), 0o644)
+			return w, true, state.WriteFile(claimFile(w), []byte(dir), 0o644)
 		}
 	}
 	for ip = gateway.Next(); pool.Contains(ip.Next()); ip = ip.Next() {
 		if free(ip) {
-			return ip, true, replace(claimFile(ip), []byte(dir), 0o644)
+			return ip, true, state.WriteFile(claimFile(ip), []byte(dir), 0o644)
 		}
 	}
 	return ip, false, fault.Conflict.Errorf("no address is free in %s", pool)

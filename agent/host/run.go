@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
+	"machine/agent/state"
 	"machine/agent/undo"
 )
 
@@ -243,7 +244,7 @@ func Remove(dir string) error {
 		return err
 	}
 	defer release()
-	if err := replace(tombstone(dir), nil, 0o600); err != nil {
+	if err := state.WriteFile(tombstone(dir), nil, 0o600); err != nil {
 		return err
 	}
 	if err := errors.Join(stopLocked(dir, false), detach(dir)); err != nil {

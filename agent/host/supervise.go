@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"machine/agent/state"
 )
 
 const (
@@ -163,7 +165,7 @@ func (s *supervised) run() error {
 	}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
-	if err := replace(superPid, fmt.Appendf(nil, "%d\n%d\n", os.Getpid(), start), 0o644); err != nil {
+	if err := state.WriteFile(superPid, fmt.Appendf(nil, "%d\n%d\n", os.Getpid(), start), 0o644); err != nil {
 		return err
 	}
 	defer func() { _ = os.Remove(superPid) }()

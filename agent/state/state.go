@@ -106,7 +106,7 @@ func OpenChecked[T any](dir string, check func(id string, v *T) error) (*Store[T
 	var broken []error
 	for _, e := range list {
 		name := filepath.Join(dir, e.Name())
-		if strings.HasPrefix(e.Name(), ".tmp-") { // a write that a crash cut short
+		if leftover(e) {
 			os.Remove(name)
 			continue
 		}
@@ -231,13 +231,34 @@ func (s *Store[T]) All() map[string]T {
 
 // WriteFile writes a file so that after a crash it is the old one or the new
 // one, whole: temporary file, fsync, rename, fsync of the folder. After an
-// error of the last step the new one may be there.
+// error of the last step the new one may be there. What a crash leaves of the
+// temporary file, which is in the same folder, Sweep removes.
 func WriteFile(name string, b []byte, perm os.FileMode) error {
 	if err := replace(name, b, uint32(perm.Perm())); err != nil {
 		return err
 	}
 	return syncFolder(filepath.Dir(name))
 }
+
+// Sweep removes what is left in a folder of calls of WriteFile that a crash
+// cut short. Nobody may write there meanwhile. Safe to repeat.
+func Sweep(dir string) error {
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if leftover(e) {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	return nil
+}
+
+// leftover reports whether e is a temporary file of replace's.
+func leftover(e os.DirEntry) bool { return strings.HasPrefix(e.Name(), tmpPrefix) }
+
+const tmpPrefix = ".tmp-"
 
 func syncFolder(name string) error {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -253,7 +274,7 @@ func syncFolder(name string) error {
 
 // replace is WriteFile up to the fsync of the folder.
 func replace(name string, b []byte, perm uint32) error {
-	tmp := filepath.Join(filepath.Dir(name), ".tmp-"+rand.Text())
+	tmp := filepath.Join(filepath.Dir(name), tmpPrefix+rand.Text())
 	fd, err := unix.Open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return &os.PathError{Op: "create", Path: tmp, Err: err}
