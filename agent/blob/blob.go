@@ -243,7 +243,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	w.off += int64(n)
 	if err != nil {
 		err = fmt.Errorf("write blob %s: %w", w.d, err)
-		if errors.Is(err, unix.ENOSPC) {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 			err = fault.Unavailable.Errorf("%w", err)
 		}
 	}

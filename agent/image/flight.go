@@ -20,8 +20,9 @@ type Registry interface {
 	// HasBlob asks whether a push of the blob is needed. from, when set, is
 	// another repository of the same registry to mount it from.
 	HasBlob(ctx context.Context, ref string, d v1.Descriptor, from string, auth model.RegistryAuth) (has, mounted bool, err error)
-	// PutBlob uploads a blob whose digest becomes known while it is read.
-	PutBlob(ctx context.Context, ref string, r io.Reader, auth model.RegistryAuth) (v1.Descriptor, error)
+	// PutBlob uploads a blob whose digest becomes known while it is read. It
+	// closes what open gives, and may open more than once.
+	PutBlob(ctx context.Context, ref string, open func() (io.ReadCloser, error), auth model.RegistryAuth) (v1.Descriptor, error)
 	// PutManifest uploads a manifest under ref.
 	PutManifest(ctx context.Context, ref string, b []byte, mediaType string, auth model.RegistryAuth) error
 	// Tags lists the tags of a repository.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -429,12 +430,14 @@ type meter struct {
 	id    string
 	n, at int64
 	total int64
+	last  time.Time
 }
 
 func (m *meter) add(n int) {
 	m.n += int64(n)
-	if m.n-m.at >= max(m.total/50, 512<<10) || m.n == m.total {
-		m.at = m.n
+	slow := time.Since(m.last) > time.Second
+	if slow || m.n-m.at >= max(m.total/50, 512<<10) || m.n == m.total {
+		m.at, m.last = m.n, time.Now()
 		m.p.progress(model.ProgressEvent{ID: m.id, Status: "Downloading", Current: m.n, Total: m.total})
 	}
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -195,30 +196,47 @@ func (p *push) upload(ctx context.Context, i int) (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	in, err := p.s.o.Layers.Diff(ctx, p.e.chains[i])
-	if err != nil {
-		return v1.Descriptor{}, err
-	}
-	defer in.Close()
+	d, err := p.s.o.Source.PutBlob(ctx, p.ref.String(), func() (io.ReadCloser, error) {
+		in, err := p.s.o.Layers.Diff(ctx, p.e.chains[i])
+		if err != nil {
+			return nil, err
+		}
+		return gzipped(in, &sent{r: in, p: p, diff: diff, total: l.Tar}), nil
+	}, p.auth)
+	d.MediaType = oci.DockerLayerGzip
+	return d, err
+}
+
+// compressing is a layer that is compressed while it is read.
+type compressing struct {
+	*io.PipeReader
+	in io.Closer
+	wg sync.WaitGroup
+}
+
+// gzipped compresses what r gives, until it is closed, which closes in.
+func gzipped(in io.Closer, r io.Reader) *compressing {
 	pr, pw := io.Pipe()
-	var wg sync.WaitGroup
-	wg.Go(func() {
+	c := &compressing{PipeReader: pr, in: in}
+	c.wg.Go(func() {
 		z, err := pgzip.NewWriterLevel(pw, pushLevel)
 		if err != nil {
 			pw.CloseWithError(err)
 			return
 		}
-		_, err = io.CopyBuffer(z, &sent{r: in, p: p, diff: diff, total: l.Tar}, make([]byte, 256<<10))
+		_, err = io.CopyBuffer(z, r, make([]byte, 256<<10))
 		if cerr := z.Close(); err == nil {
 			err = cerr
 		}
 		pw.CloseWithError(err)
 	})
-	d, err := p.s.o.Source.PutBlob(ctx, p.ref.String(), pr, p.auth)
-	pr.CloseWithError(io.ErrClosedPipe)
-	wg.Wait()
-	d.MediaType = oci.DockerLayerGzip
-	return d, err
+	return c
+}
+
+func (c *compressing) Close() error {
+	c.PipeReader.CloseWithError(io.ErrClosedPipe)
+	c.wg.Wait()
+	return c.in.Close()
 }
 
 // sent reports what is read for sending.
@@ -281,7 +299,7 @@ func (p *push) manifest(layers []v1.Descriptor) error {
 		return err
 	}
 	if !has {
-		if _, err := p.s.o.Source.PutBlob(p.ctx, p.ref.String(), &oneRead{b: cfg}, p.auth); err != nil {
+		if _, err := p.s.o.Source.PutBlob(p.ctx, p.ref.String(), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(cfg)), nil }, p.auth); err != nil {
 			return err
 		}
 	}
@@ -303,15 +321,4 @@ func (p *push) manifest(layers []v1.Descriptor) error {
 		return err
 	}
 	return p.s.setRef(c, p.e.ID)
-}
-
-type oneRead struct{ b []byte }
-
-func (o *oneRead) Read(p []byte) (int, error) {
-	if len(o.b) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, o.b)
-	o.b = o.b[n:]
-	return n, nil
 }

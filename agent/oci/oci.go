@@ -110,6 +110,10 @@ type Manifest struct {
 	Index     bool
 }
 
+func manifestType(s string) bool {
+	return s == v1.MediaTypeImageManifest || s == v1.MediaTypeImageIndex || s == DockerManifest || s == DockerManifestList
+}
+
 // ParseManifest parses a manifest or index. mediaType is what the registry
 // called it; it may be empty, and must not contradict what the bytes say
 // (CVE-2021-41190). Invalid when they are no manifest that can be used.
@@ -145,7 +149,7 @@ func ParseManifest(b []byte, mediaType string) (*Manifest, error) {
 	default:
 		m.Config = *raw.Config
 	}
-	if m.MediaType == "" {
+	if m.MediaType == "" && manifestType(mediaType) { // a server that knows no better says text/plain
 		m.MediaType = mediaType
 	}
 	if m.MediaType == "" {

@@ -57,8 +57,8 @@ type challenge struct {
 	params map[string]string
 }
 
-// parseChallenges reads what a server wants; what is no challenge is passed
-// over.
+// parseChallenges reads what a server wants, which may be several things in
+// one header; what is no challenge is passed over.
 func parseChallenges(headers []string) []challenge {
 	var out []challenge
 	for _, h := range headers {
@@ -71,6 +71,12 @@ func parseChallenges(headers []string) []challenge {
 			name, after, ok := strings.Cut(rest, "=")
 			if !ok {
 				break
+			}
+			// A name after a word is the first of another challenge.
+			if next, first, ok := strings.Cut(strings.TrimSpace(name), " "); ok {
+				out = append(out, ch)
+				ch = challenge{strings.ToLower(next), map[string]string{}}
+				name = first
 			}
 			var value string
 			if strings.HasPrefix(after, `"`) {
@@ -150,8 +156,9 @@ func (c *Client) remember(e endpoint, k call, t token) {
 }
 
 // trusts tells whether credentials for host may be shown to a token server:
-// the same host, or one of the same organisation (auth.docker.io for
-// registry-1.docker.io, gitlab.com for registry.gitlab.com).
+// the same host at whatever port, or one of the same organisation
+// (auth.docker.io for registry-1.docker.io, gitlab.com for
+// registry.gitlab.com).
 func trusts(host, realm string) bool {
 	if host == realm {
 		return true
@@ -163,8 +170,11 @@ func trusts(host, realm string) bool {
 		return s
 	}
 	a, b := strings.ToLower(name(host)), strings.ToLower(name(realm))
+	if a == b {
+		return true // a registry at 5000 with its token server at 5001
+	}
 	if _, err := netip.ParseAddr(strings.Trim(a, "[]")); err == nil {
-		return false // another port of an address is another server
+		return false
 	}
 	if a == "registry.redhat.io" && b == "sso.redhat.com" {
 		return true
@@ -203,7 +213,7 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 		k.auth = model.RegistryAuth{}
 	}
 	scopes := []string{}
-	if k.scope != "" {
+	if k.scope != "" && !(e.mirror && p["scope"] != "") { // a mirror may have its own names
 		scopes = strings.Split(k.scope, " ")
 	} else if p["scope"] != "" {
 		scopes = []string{p["scope"]}
@@ -311,7 +321,7 @@ func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, id
 		host = hubDomain
 	}
 	err = c.each(ctx, repo{domain: host}, true, func(e endpoint) error {
-		k := call{method: http.MethodGet, path: "", auth: auth, refresh: &identityToken}
+		k := call{method: http.MethodGet, path: "/", auth: auth, refresh: &identityToken}
 		c.mu.Lock()
 		delete(c.token, tokenKey(e, k)) // only a fresh one comes with an identity token
 		c.mu.Unlock()

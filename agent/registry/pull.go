@@ -58,18 +58,19 @@ func apiError(resp *http.Response, what string) error {
 	if len(text) > 500 {
 		text = text[:500]
 	}
+	begin := func(word string) string { return word + strings.TrimPrefix(text, word) } // once
 	switch resp.StatusCode {
 	case http.StatusUnauthorized:
-		return fault.Unauthorized.Errorf("unauthorized: %s", text)
+		return fault.Unauthorized.Errorf("%s", begin("unauthorized: "))
 	case http.StatusForbidden:
-		return fault.Forbidden.Errorf("denied: %s", text)
+		return fault.Forbidden.Errorf("%s", begin("denied: "))
 	case http.StatusNotFound:
 		if what != "" {
 			text = what + " not found: " + text
 		}
 		return fault.NotFound.Errorf("%s", text)
 	case http.StatusTooManyRequests:
-		return fault.Unavailable.Errorf("toomanyrequests: %s", text)
+		return fault.Unavailable.Errorf("%s", begin("toomanyrequests: "))
 	}
 	if resp.StatusCode >= 500 {
 		return fault.Unavailable.Errorf("registry %s: %s", resp.Request.URL.Host, text)
@@ -142,58 +143,6 @@ func (c *Client) Resolve(ctx context.Context, ref string, auth model.RegistryAut
 	return v1.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}, b, nil
 }
 
-// Tags lists the tags of a repository, at most 10,000.
-func (c *Client) Tags(ctx context.Context, ref string, auth model.RegistryAuth) ([]string, error) {
-	r, err := parse(ref)
-	if err != nil {
-		return nil, err
-	}
-	var all []string
-	err = c.each(ctx, r, false, func(e endpoint) error {
-		all = nil
-		for last := ""; len(all) < 10_000; last = all[len(all)-1] {
-			got, err := c.tagPage(ctx, e, r, last, auth)
-			if err != nil {
-				return err
-			}
-			all = append(all, got...)
-			if len(got) < tagPage {
-				break
-			}
-		}
-		return nil
-	})
-	return all, err
-}
-
-const tagPage = 1000
-
-func (c *Client) tagPage(ctx context.Context, e endpoint, r repo, last string, auth model.RegistryAuth) ([]string, error) {
-	q := fmt.Sprintf("%s/tags/list?n=%d", r.path, tagPage)
-	if last != "" {
-		q += "&last=" + queryEscape(last)
-	}
-	resp, err := c.do(ctx, e, call{method: http.MethodGet, path: q, scope: pullScope(r), auth: auth})
-	if err != nil {
-		return nil, unavailable(e, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, apiError(resp, "repository "+r.path)
-	}
-	b, err := oci.ReadLimited(resp.Body, oci.MaxManifest)
-	if err != nil {
-		return nil, unavailable(e, err)
-	}
-	var page struct {
-		Tags []string `json:"tags"`
-	}
-	if err := json.Unmarshal(b, &page); err != nil {
-		return nil, fault.Unavailable.Errorf("registry %s: list of tags: %w", e.base.Host, err)
-	}
-	return page.Tags, nil
-}
-
 // Blob reads a blob from offset to its end. A connection that breaks or
 // stalls is taken up again where it was, a bounded number of times without
 // progress. The bytes are not checked: the caller does, by d.Digest. The
@@ -239,6 +188,12 @@ func (b *blobReader) open() error {
 		resp, err := b.c.do(b.ctx, e, call{method: http.MethodGet, path: b.r.path + "/blobs/" + b.d.Digest.String(), header: b.wanted(), scope: pullScope(b.r), auth: b.auth})
 		if err != nil {
 			return unavailable(e, err)
+		}
+		if resp.StatusCode == http.StatusRequestedRangeNotSatisfiable && b.off > 0 { // it has no ranges: all once more
+			drain(resp)
+			if resp, err = b.c.do(b.ctx, e, call{method: http.MethodGet, path: b.r.path + "/blobs/" + b.d.Digest.String(), scope: pullScope(b.r), auth: b.auth}); err != nil {
+				return unavailable(e, err)
+			}
 		}
 		return b.take(e, resp)
 	})
@@ -330,6 +285,10 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		}
 		if b.body == nil {
 			if err := b.again(); err != nil {
+				// It was there before: it may be on its way back.
+				if b.failed++; b.failed < tries && fault.Is(err, fault.Unavailable) && b.ctx.Err() == nil {
+					continue
+				}
 				return 0, err
 			}
 		}
@@ -390,13 +349,4 @@ func (b *blobReader) Close() error {
 		b.body = nil
 	}
 	return nil
-}
-
-// A Found is one result of a search.
-type Found struct {
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	StarCount   int    `json:"star_count"`
-	IsOfficial  bool   `json:"is_official"`
-	IsAutomated bool   `json:"is_automated"`
 }

@@ -3,13 +3,10 @@ package registry
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 
-	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"machine/agent/fault"
@@ -18,8 +15,6 @@ import (
 )
 
 func hubIndex() *url.URL { return &url.URL{Scheme: "https", Host: "index.docker.io"} }
-
-func queryEscape(s string) string { return url.QueryEscape(s) }
 
 func pushScope(r repo) string { return "repository:" + r.path + ":pull,push" }
 
@@ -41,8 +36,10 @@ func (c *Client) HasBlob(ctx context.Context, ref string, d v1.Descriptor, from 
 		case resp.StatusCode == http.StatusOK:
 			has = true
 			return nil
-		case resp.StatusCode != http.StatusNotFound:
+		case resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusTooManyRequests:
 			return apiError(resp, "")
+		// Other answers mean no: a registry may know no HEAD (405), and who
+		// is refused learns why by the upload, whose answer has a body.
 		case from == "" || from == r.path:
 			return nil
 		}
@@ -63,7 +60,7 @@ func (c *Client) mount(ctx context.Context, e endpoint, r repo, d v1.Descriptor,
 	if resp.StatusCode == http.StatusCreated {
 		return true, nil
 	}
-	if resp.StatusCode == http.StatusAccepted { // it began an upload instead: give it up
+	if resp.StatusCode/100 == 2 { // it began an upload instead: give it up
 		if u, err := location(e, resp); err == nil {
 			if resp, err := c.do(ctx, e, call{method: http.MethodDelete, url: u, scope: pushScope(r), auth: auth}); err == nil {
 				drain(resp)
@@ -91,87 +88,6 @@ func location(e endpoint, resp *http.Response) (*url.URL, error) {
 	return u, nil
 }
 
-// PutBlob uploads what r has, in one stream, and returns its descriptor: the
-// digest is computed meanwhile. A failed upload is given up; it cannot be
-// taken up again as r cannot be read twice.
-func (c *Client) PutBlob(ctx context.Context, ref string, r io.Reader, auth model.RegistryAuth) (v1.Descriptor, error) {
-	var out v1.Descriptor
-	rp, err := parse(ref)
-	if err != nil {
-		return out, err
-	}
-	err = c.each(ctx, rp, true, func(e endpoint) error {
-		resp, err := c.do(ctx, e, call{method: http.MethodPost, path: rp.path + "/blobs/uploads/", scope: pushScope(rp), auth: auth, body: empty})
-		if err != nil {
-			return unavailable(e, err)
-		}
-		if resp.StatusCode != http.StatusAccepted {
-			defer resp.Body.Close()
-			return apiError(resp, "repository "+rp.path)
-		}
-		drain(resp)
-		u, err := location(e, resp)
-		if err != nil {
-			return err
-		}
-		out, err = c.upload(ctx, e, rp, u, r, auth)
-		return err
-	})
-	return out, err
-}
-
-func (c *Client) upload(ctx context.Context, e endpoint, rp repo, u *url.URL, r io.Reader, auth model.RegistryAuth) (v1.Descriptor, error) {
-	h := sha256.New()
-	count := &counter{r: io.TeeReader(r, h)}
-	k := call{method: http.MethodPatch, url: u, scope: pushScope(rp), auth: auth, once: true, header: http.Header{"Content-Type": {"application/octet-stream"}},
-		body: func() (io.Reader, int64) { return count, -1 }}
-	resp, err := c.do(ctx, e, k)
-	// What was read cannot be read again: another endpoint is no help.
-	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("upload to %s: %w", e.base.Host, final(unavailable(e, err)))
-	}
-	if resp.StatusCode != http.StatusAccepted && resp.StatusCode != http.StatusNoContent {
-		defer resp.Body.Close()
-		return v1.Descriptor{}, final(apiError(resp, "upload"))
-	}
-	drain(resp)
-	if u, err = location(e, resp); err != nil {
-		return v1.Descriptor{}, final(err)
-	}
-	d := v1.Descriptor{Digest: digest.NewDigest(digest.SHA256, h), Size: count.n}
-	q := u.Query()
-	q.Set("digest", d.Digest.String())
-	u.RawQuery = q.Encode()
-	resp, err = c.do(ctx, e, call{method: http.MethodPut, url: u, scope: pushScope(rp), auth: auth, body: empty})
-	if err != nil {
-		return d, final(unavailable(e, err))
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusCreated {
-		return d, final(apiError(resp, "upload"))
-	}
-	return d, nil
-}
-
-// final keeps each from trying the next endpoint.
-func final(err error) error {
-	if fault.Is(err, fault.Unavailable) {
-		return fault.Internal.Errorf("%w", err)
-	}
-	return err
-}
-
-type counter struct {
-	r io.Reader
-	n int64
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
-}
-
 // PutManifest uploads a manifest under ref's tag or digest.
 func (c *Client) PutManifest(ctx context.Context, ref string, b []byte, mediaType string, auth model.RegistryAuth) error {
 	r, err := parse(ref)
@@ -185,7 +101,7 @@ func (c *Client) PutManifest(ctx context.Context, ref string, b []byte, mediaTyp
 			return unavailable(e, err)
 		}
 		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK {
+		if resp.StatusCode/100 != 2 {
 			return apiError(resp, "repository "+oci.Familiar(r.Named))
 		}
 		return nil

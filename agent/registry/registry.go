@@ -10,17 +10,13 @@ package registry
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,6 +49,7 @@ type Client struct {
 
 	mu    sync.Mutex
 	hosts map[string]*http.Client // by host and whether certificates are checked
+	certs map[string]string       // what certificates the client of a host was made with
 	plain map[string]bool         // insecure hosts that were found to speak HTTP
 	token map[string]token
 }
@@ -74,7 +71,7 @@ func New(o Options) (*Client, error) {
 	if o.Proxy == nil {
 		o.Proxy = http.ProxyFromEnvironment
 	}
-	c := &Client{o: o, names: map[string]bool{"localhost": true}, hosts: map[string]*http.Client{}, plain: map[string]bool{}, token: map[string]token{},
+	c := &Client{o: o, names: map[string]bool{"localhost": true}, hosts: map[string]*http.Client{}, certs: map[string]string{}, plain: map[string]bool{}, token: map[string]token{},
 		insecure: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
 	for _, i := range o.Insecure {
 		if p, err := netip.ParsePrefix(i); err == nil {
@@ -164,93 +161,6 @@ func (c *Client) endpoints(ctx context.Context, domain string, push bool) []endp
 	return []endpoint{https, http}
 }
 
-// client gives the HTTP client of an endpoint.
-func (c *Client) client(e endpoint) (*http.Client, error) {
-	key := fmt.Sprint(e.base.Host, e.insecure)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if h := c.hosts[key]; h != nil {
-		return h, nil
-	}
-	conf, err := c.tlsConfig(e.base.Host)
-	if err != nil {
-		return nil, err
-	}
-	conf.InsecureSkipVerify = e.insecure
-	h := &http.Client{
-		Transport: &http.Transport{
-			Proxy: c.o.Proxy, TLSClientConfig: conf, ForceAttemptHTTP2: true,
-			DialContext:         (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-			TLSHandshakeTimeout: 15 * time.Second, ResponseHeaderTimeout: stall,
-			MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
-			DisableCompression: true, ReadBufferSize: 128 << 10, WriteBufferSize: 128 << 10, MaxResponseHeaderBytes: 256 << 10,
-		},
-		CheckRedirect: checkRedirect,
-	}
-	c.hosts[key] = h
-	return h, nil
-}
-
-// checkRedirect keeps credentials from other hosts and bytes from plain HTTP.
-func checkRedirect(r *http.Request, via []*http.Request) error {
-	first, last := via[0], via[len(via)-1]
-	if len(via) >= 10 {
-		return fault.Unavailable.Errorf("stopped after 10 redirects from %s", first.URL.Host)
-	}
-	if last.URL.Scheme == "https" && r.URL.Scheme != "https" {
-		return fault.Forbidden.Errorf("refused a redirect from https://%s to plain HTTP", last.URL.Host)
-	}
-	for _, v := range via { // once it left the host it stays without
-		if v.URL.Host != r.URL.Host || v.URL.Scheme != r.URL.Scheme {
-			r.Header.Del("Authorization")
-		}
-	}
-	if r.URL.Host != first.URL.Host {
-		r.Header.Del("Authorization")
-	}
-	return nil
-}
-
-// tlsConfig reads a host's folder of certificates.
-func (c *Client) tlsConfig(host string) (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	dir := filepath.Join(c.o.CertsDir, host)
-	if strings.Contains(host, "/") || strings.Contains(host, "..") {
-		return conf, nil
-	}
-	list, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return conf, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("certificates of registry %s: %w", host, err)
-	}
-	for _, f := range list {
-		name := filepath.Join(dir, f.Name())
-		switch filepath.Ext(name) {
-		case ".crt":
-			if conf.RootCAs == nil {
-				if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
-					conf.RootCAs = x509.NewCertPool()
-				}
-			}
-			pem, err := os.ReadFile(name)
-			if err != nil {
-				return nil, fmt.Errorf("certificates of registry %s: %w", host, err)
-			}
-			conf.RootCAs.AppendCertsFromPEM(pem)
-		case ".cert":
-			key := strings.TrimSuffix(name, ".cert") + ".key"
-			cert, err := tls.LoadX509KeyPair(name, key)
-			if err != nil {
-				return nil, fmt.Errorf("client certificate of registry %s: %w", host, err)
-			}
-			conf.Certificates = append(conf.Certificates, cert)
-		}
-	}
-	return conf, nil
-}
-
 // A call is one request to a registry.
 type call struct {
 	method string
@@ -281,7 +191,7 @@ func (c *Client) do(ctx context.Context, e endpoint, k call) (*http.Response, er
 			}
 			return nil, ctx.Err()
 		}
-		if err == nil && resp.StatusCode == http.StatusUnauthorized && !challenged && !k.once {
+		if err == nil && resp.StatusCode == http.StatusUnauthorized && !challenged && !k.once && resp.Request.URL.Host == e.base.Host {
 			challenged = true
 			err := c.authorize(ctx, h, e, k, resp)
 			drain(resp)
@@ -315,26 +225,35 @@ func later(resp *http.Response, err error, try int) (time.Duration, bool) {
 		var dns *net.DNSError
 		var cert *tls.CertificateVerificationError
 		var rec tls.RecordHeaderError
+		var alert tls.AlertError
 		switch {
-		case errors.As(err, &cert), errors.As(err, &rec), fault.KindOf(err) != fault.Internal:
+		case errors.As(err, &cert), errors.As(err, &rec), errors.As(err, &alert), fault.KindOf(err) != fault.Internal:
 			return 0, false
 		case errors.As(err, &dns):
 			return wait, dns.IsTemporary && !dns.IsNotFound
-		case errors.As(err, &op) && op.Op == "dial":
-			return 0, false // nobody there: say so at once
-		case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		case errors.As(err, &op) && (op.Op == "dial" || op.Op == "remote error"):
+			return 0, false // nobody there, or it refused us: say so at once
+		case notTLS(err):
 			return 0, false
 		}
 		return wait, true
 	}
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusRequestTimeout:
-		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
+		after := resp.Header.Get("Retry-After")
+		if s, err := strconv.ParseUint(after, 10, 16); err == nil {
 			wait = min(time.Duration(s)*time.Second, maxBackoff)
+		} else if at, err := http.ParseTime(after); err == nil {
+			wait = min(max(time.Until(at), 0), maxBackoff)
 		}
 		return wait, true
 	}
 	return 0, false
+}
+
+// notTLS tells of an error whether it is a server's that speaks plain HTTP.
+func notTLS(err error) bool {
+	return strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
 }
 
 func drain(resp *http.Response) {
@@ -418,7 +337,7 @@ func (c *Client) each(ctx context.Context, r repo, push bool, f func(endpoint) e
 			c.o.Log.Warn("registry mirror passed over", "mirror", e.base.Redacted(), "image", r.String(), "err", err)
 			continue
 		}
-		if first == nil {
+		if first == nil || notTLS(first) { // what is said in plain HTTP tells more
 			first = err
 		}
 		if i+1 < len(list) && fault.KindOf(err) == fault.Unavailable { // https did not work: plain HTTP may

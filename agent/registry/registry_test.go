@@ -80,7 +80,7 @@ func TestPushBlob(t *testing.T) {
 	r.Token = "tok"
 	c := client(t, Options{})
 	data := bytes.Repeat([]byte("x"), 3<<20)
-	d, err := c.PutBlob(bg, r.Host+"/a/b:v1", bytes.NewReader(data), model.RegistryAuth{})
+	d, err := c.PutBlob(bg, r.Host+"/a/b:v1", func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }, model.RegistryAuth{})
 	if err != nil || d.Digest != digest.FromBytes(data) || d.Size != int64(len(data)) || !bytes.Equal(r.Blobs[d.Digest], data) {
 		t.Fatalf("got %+v, %v", d, err)
 	}
@@ -110,7 +110,7 @@ func TestS32RealmElsewhere(t *testing.T) {
 	other, check := elsewhere(t)
 	r := registrytest.New(t, false)
 	r.Image(t, "x", "1", []byte("l"))
-	r.Token, r.TokenRealm = "from-elsewhere", other.URL+"/token"
+	r.Token, r.TokenRealm = "from-elsewhere", strings.Replace(other.URL, "127.0.0.1", "localhost", 1)+"/token"
 	c := client(t, Options{})
 	if _, _, err := c.Manifest(bg, r.Host+"/x:1", user); err != nil {
 		t.Error(err)
@@ -197,8 +197,8 @@ func TestTrusts(t *testing.T) {
 	}{
 		{"registry-1.docker.io", "auth.docker.io", true}, {"registry.gitlab.com", "gitlab.com", true}, {"ghcr.io", "ghcr.io", true},
 		{"registry.example.co.uk", "evil.co.uk", false}, {"registry.example.co.uk", "auth.example.co.uk", true}, {"ghcr.io", "evil.io", false},
-		{"10.0.0.1:5000", "10.0.0.1:6000", false}, {"10.0.0.1", "10.0.0.2", false}, {"quay.io", "evilquay.io", false}, {"quay.io", "auth.quay.io", true},
-		{"registry.example.com", "example.com.evil.org", false}, {"localhost:5000", "localhost:5001", false},
+		{"10.0.0.1:5000", "10.0.0.1:6000", true}, {"10.0.0.1", "10.0.0.2", false}, {"quay.io", "evilquay.io", false}, {"quay.io", "auth.quay.io", true},
+		{"registry.example.com", "example.com.evil.org", false}, {"localhost:5000", "localhost:5001", true}, {"localhost:5000", "127.0.0.1:5001", false}, {"registry:5000", "registry:5001", true},
 	} {
 		if got := trusts(c.host, c.realm); got != c.want {
 			t.Errorf("%s and %s: got %v", c.host, c.realm, got)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"machine/agent/fault"
@@ -39,7 +40,7 @@ func (c *Client) searchAt(ctx context.Context, e endpoint, term string, limit in
 		return nil, err
 	}
 	u := *e.base
-	u.Path, u.RawQuery = "/v1/search", fmt.Sprintf("q=%s&n=%d", queryEscape(term), min(limit, 100))
+	u.Path, u.RawQuery = "/v1/search", fmt.Sprintf("q=%s&n=%d", url.QueryEscape(term), min(limit, 100))
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, fault.Invalid.Errorf("search: %w", err)
@@ -71,4 +72,13 @@ func (c *Client) searchAt(ctx context.Context, e endpoint, term string, limit in
 		return nil, fault.NotImplemented.Errorf("registry %s offers no search: it answers something else: %w", e.base.Host, err)
 	}
 	return out.Results, nil
+}
+
+// A Found is one result of a search.
+type Found struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	StarCount   int    `json:"star_count"`
+	IsOfficial  bool   `json:"is_official"`
+	IsAutomated bool   `json:"is_automated"`
 }
