@@ -49,7 +49,7 @@ bench: build ## the table of budgets, beside dockerd where it is installed
 	scripts/dev/isolated.sh go test -run '^$$' -bench Budgets -benchtime 1x -count 1 -v -timeout 30m ./acceptance/bench/...
 	NO_NEWLINE_MIB=1024 scripts/dev/isolated.sh go test -run TestF42NoNewline -count 1 -v ./acceptance/docker
 bench-images: bin/agent ## rates of load, save, push and pull beside dockerd's; BENCH_IMAGE_ROUNDS=1
-	BENCH_IMAGES=1 scripts/dev/isolated.sh go test -run '^$$' -bench 'BenchmarkImages|BenchmarkExchange' -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
+	BENCH_IMAGES=1 scripts/dev/isolated.sh scripts/dev/journal.sh go test -run '^$$' -bench 'BenchmarkImages|BenchmarkExchange' -benchtime 1x -count 1 -v -timeout 60m ./acceptance/bench/
 powercut: ## 250 power cuts under the image store, at random moments; POWERCUT_SEED
 	POWERCUT_ROUNDS=$${POWERCUT_ROUNDS:-250} scripts/dev/isolated.sh go test -run F31 -count 1 -v -timeout 30m ./agent/image ./agent/layer/overlay
 upgrade-from: bin/agent ## take over what the agent of an older commit runs, and back; REV=commit

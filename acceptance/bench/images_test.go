@@ -374,8 +374,10 @@ func (m *mover) round(img *bigImage, n int, into moves) error {
 		if into[s.name] == nil {
 			into[s.name] = &struct{ rate, cpu figure }{}
 		}
-		into[s.name].rate = append(into[s.name].rate, img.raw/mega/time.Since(begin).Seconds())
+		rate := img.raw / mega / time.Since(begin).Seconds()
+		into[s.name].rate = append(into[s.name].rate, rate)
 		into[s.name].cpu = append(into[s.name].cpu, m.cpu()-cpu)
+		fmt.Printf("round %d, %s, %s: %.0f MB/s\n", n+1, filepath.Base(m.shared), s.name, rate)
 	}
 	return nil
 }
