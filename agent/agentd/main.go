@@ -2,6 +2,7 @@
 //
 //	agent [flags]          serve, with dockerd's flags
 //	agent version [--json] print what this is
+//	agent check [flags]    look through the data root, and mend it
 //	agent host ...         a local machine's own init (drivers/local)
 //	agent supervise ...    keep an agent running where no init system does
 //
@@ -36,6 +37,8 @@ func run(argv []string) int {
 		switch args[0] {
 		case "version":
 			return version(args[1:])
+		case "check":
+			return agent.CheckMain(args[1:], os.Stdout, os.Stderr)
 		case "host", "supervise", "copy":
 			return hostMain(args)
 		case "system":

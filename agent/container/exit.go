@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
@@ -297,7 +298,7 @@ func (m *Manager) Wait(ref string, cond container.WaitCondition) (<-chan contain
 func statusText(s *State, now time.Time) string {
 	switch s.Status {
 	case container.StateRunning, container.StatePaused:
-		up := "Up " + human(now.Sub(s.StartedAt))
+		up := "Up " + units.HumanDuration(now.Sub(s.StartedAt))
 		if s.Status == container.StatePaused {
 			return up + " (Paused)"
 		}
@@ -309,7 +310,7 @@ func statusText(s *State, now time.Time) string {
 		}
 		return up
 	case container.StateRestarting:
-		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, human(now.Sub(s.FinishedAt)))
+		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.FinishedAt)))
 	case container.StateRemoving:
 		return "Removal In Progress"
 	case container.StateDead:
@@ -320,39 +321,5 @@ func statusText(s *State, now time.Time) string {
 	if s.FinishedAt.IsZero() {
 		return "Created"
 	}
-	return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, human(now.Sub(s.FinishedAt)))
-}
-
-// human is a duration as docker ps words it (go-units' HumanDuration).
-func human(d time.Duration) string {
-	s := int(d.Seconds())
-	switch {
-	case s < 1:
-		return "Less than a second"
-	case s == 1:
-		return "1 second"
-	case s < 60:
-		return fmt.Sprintf("%d seconds", s)
-	}
-	m := int(d.Minutes())
-	switch {
-	case m == 1:
-		return "About a minute"
-	case m < 60:
-		return fmt.Sprintf("%d minutes", m)
-	}
-	h := int(d.Hours() + 0.5)
-	switch {
-	case h == 1:
-		return "About an hour"
-	case h < 48:
-		return fmt.Sprintf("%d hours", h)
-	case h < 24*7*2:
-		return fmt.Sprintf("%d days", h/24)
-	case h < 24*30*2:
-		return fmt.Sprintf("%d weeks", h/24/7)
-	case h < 24*365*2:
-		return fmt.Sprintf("%d months", h/24/30)
-	}
-	return fmt.Sprintf("%d years", int(d.Hours())/24/365)
+	return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.FinishedAt)))
 }

@@ -111,7 +111,7 @@ func Open(o Options) (*Manager, error) {
 			return nil, fmt.Errorf("open containers: %w", err)
 		}
 	}
-	recs, broken, err := state.OpenChecked(filepath.Join(o.Root, "records", "containers"), checkRecord)
+	recs, broken, err := state.OpenChecked(filepath.Join(o.Root, "records", "containers"), CheckRecord)
 	if err != nil {
 		return nil, err
 	}
@@ -129,8 +129,8 @@ func Open(o Options) (*Manager, error) {
 	return m, nil
 }
 
-// checkRecord refuses what is JSON but no container.
-func checkRecord(id string, r *Record) error {
+// CheckRecord refuses what is JSON but no container's record.
+func CheckRecord(id string, r *Record) error {
 	if r.ID != id || r.Name == "" || r.Config == nil || r.HostConfig == nil {
 		return errors.New("the record is incomplete")
 	}

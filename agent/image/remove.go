@@ -219,8 +219,8 @@ func (s *Store) drop(ctx context.Context, e *entry) ([]digest.Digest, error) {
 	return gone, err
 }
 
-// needed gives the chains that images and work in progress stand on. s.mu is
-// held.
+// needed gives the chains that images, those set aside too, and work in
+// progress stand on. s.mu is held.
 func (s *Store) needed() map[digest.Digest]bool {
 	out := map[digest.Digest]bool{}
 	for c := range s.leases {
@@ -231,13 +231,25 @@ func (s *Store) needed() map[digest.Digest]bool {
 			out[c] = true
 		}
 	}
+	for _, chains := range s.aside {
+		for _, c := range chains {
+			out[c] = true
+		}
+	}
 	return out
 }
 
-// gc frees layers that no image needs. It returns their bytes.
+// gc frees layers that no image needs; none while there is an image set aside
+// of which nobody knows what it needs. It returns their bytes.
 func (s *Store) gc(ctx context.Context) (freed int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for id, chains := range s.aside {
+		if chains == nil {
+			s.o.Log.Warn("no layers are freed: an image was set aside that may need them", "image", id)
+			return 0
+		}
+	}
 	needed := s.needed()
 	for again := true; again; {
 		again = false

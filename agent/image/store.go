@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -76,8 +75,9 @@ type Store struct {
 
 	mu     sync.Mutex
 	images map[digest.Digest]*entry
-	byRef  map[string]digest.Digest // canonical name with tag or digest, to id
-	leases map[digest.Digest]int    // chains that work in progress needs
+	byRef  map[string]digest.Digest          // canonical name with tag or digest, to id
+	leases map[digest.Digest]int             // chains that work in progress needs
+	aside  map[digest.Digest][]digest.Digest // chains of images that were set aside; nil where nobody knows
 	flight flights
 }
 
@@ -109,91 +109,6 @@ type entry struct {
 	config dockerspec.DockerOCIImage
 	chains []digest.Digest // lowest first
 	size   int64
-}
-
-// Open opens the store. An image whose configuration or layers are gone is
-// set aside and reported in the log; layers that no image needs are freed.
-func Open(o Options) (*Store, error) {
-	s := &Store{o: o, images: map[digest.Digest]*entry{}, byRef: map[string]digest.Digest{}, leases: map[digest.Digest]int{}}
-	if s.o.Parallel <= 0 {
-		s.o.Parallel = 3
-	}
-	if s.o.Event == nil {
-		s.o.Event = func(string, digest.Digest, string) {}
-	}
-	s.flight.running = map[string]*flight{}
-	var err error
-	var broken, more []error
-	if s.recs, broken, err = state.Open[record](filepath.Join(o.Root, "records")); err != nil {
-		return nil, fmt.Errorf("open images: %w", err)
-	}
-	if s.refs, more, err = state.Open[refRecord](filepath.Join(o.Root, "names")); err != nil {
-		return nil, fmt.Errorf("open images: %w", err)
-	}
-	for _, err := range append(broken, more...) {
-		o.Log.Error("image record", "err", err)
-	}
-	for key, r := range s.recs.All() {
-		e, err := s.load(r)
-		if err != nil {
-			o.Log.Error("image set aside: pull or load it again", "image", r.ID, "err", err)
-			s.recs.Delete(key)
-			continue
-		}
-		s.images[r.ID] = e
-	}
-	for key, r := range s.refs.All() {
-		if s.images[r.ID] == nil {
-			s.refs.Delete(key)
-			continue
-		}
-		s.byRef[r.Ref] = r.ID
-	}
-	s.gc(context.Background())
-	return s, s.dropBlobs()
-}
-
-// dropBlobs deletes configurations that a crash left without a record.
-func (s *Store) dropBlobs() error {
-	list, err := s.o.Blobs.List()
-	if err != nil {
-		return fmt.Errorf("open images: %w", err)
-	}
-	for _, d := range list {
-		if s.images[d] != nil {
-			continue
-		}
-		if err := s.o.Blobs.Delete(d); err != nil {
-			s.o.Log.Warn("delete unused blob", "blob", d, "err", err)
-		}
-	}
-	return nil
-}
-
-// load reads the configuration of a record and finds its layers.
-func (s *Store) load(r record) (*entry, error) {
-	b, err := s.o.Blobs.Get(r.ID)
-	if err != nil {
-		return nil, err
-	}
-	e := &entry{record: r}
-	if err := oci.ParseConfig(b, &e.config); err != nil {
-		return nil, err
-	}
-	var chain digest.Digest
-	for _, d := range e.config.RootFS.DiffIDs {
-		if _, err := oci.ParseDigest(string(d)); err != nil {
-			return nil, err
-		}
-		chain = oci.ChainID(chain, d)
-		l, err := s.o.Layers.Get(chain)
-		if err != nil {
-			return nil, err
-		}
-		e.chains = append(e.chains, chain)
-		e.size += l.Size
-	}
-	return e, nil
 }
 
 func refKey(ref string) string { return digest.FromString(ref).Encoded() }
@@ -256,7 +171,22 @@ func (s *Store) add(config []byte, r record) (digest.Digest, error) {
 		return "", err
 	}
 	s.images[id] = e
+	if _, ok := s.aside[id]; ok {
+		s.recs.Replaced(id.Encoded())
+		delete(s.aside, id)
+		s.takeNames(id)
+	}
 	return id, nil
+}
+
+// takeNames gives an image that was set aside and is here again its old names,
+// as far as no other has got them. s.mu is held.
+func (s *Store) takeNames(id digest.Digest) {
+	for _, r := range s.refs.All() {
+		if r.ID == id && s.byRef[r.Ref] == "" {
+			s.byRef[r.Ref] = id
+		}
+	}
 }
 
 func mergeSources(a, b []source) []source {

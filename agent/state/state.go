@@ -114,22 +114,29 @@ func OpenChecked[T any](dir string, check func(id string, v *T) error) (*Store[T
 		if !ok || e.IsDir() {
 			continue
 		}
-		var v T
-		b, err := os.ReadFile(name)
-		if err == nil {
-			err = json.Unmarshal(b, &v)
-		}
-		if err == nil {
-			err = check(id, &v)
-		}
+		v, err := read(name, id, check)
 		if err != nil {
-			broken = append(broken, fmt.Errorf("record %s set aside as %s.broken: %w", name, name, err))
-			os.Rename(name, name+".broken")
+			broken = append(broken, fmt.Errorf("record %s set aside as %s: %w", name, filepath.Base(name)+aside, err))
+			os.Rename(name, name+aside)
 			continue
 		}
 		s.recs[id] = v
 	}
 	return s, broken, nil
+}
+
+// aside is what the name of a record that cannot be used ends in.
+const aside = ".broken"
+
+func read[T any](name, id string, check func(id string, v *T) error) (v T, err error) {
+	b, err := os.ReadFile(name)
+	if err == nil {
+		err = json.Unmarshal(b, &v)
+	}
+	if err == nil {
+		err = check(id, &v)
+	}
+	return v, err
 }
 
 // SetReserve lets records that exist already be saved on a full disk. Call it
@@ -138,9 +145,39 @@ func (s *Store[T]) SetReserve(r *Reserve) { s.res = r }
 
 // Broken tells whether a record of id was set aside.
 func (s *Store[T]) Broken(id string) bool {
-	_, err := os.Lstat(filepath.Join(s.dir, id+".json.broken"))
+	_, err := os.Lstat(s.asideName(id))
 	return err == nil
 }
+
+func (s *Store[T]) asideName(id string) string { return filepath.Join(s.dir, id+".json"+aside) }
+
+// SetAside takes a record out of the store that can be read but not used.
+// Its file stays, as that of one that cannot be read does.
+func (s *Store[T]) SetAside(id string) error {
+	l := s.lock(id)
+	defer l.Unlock()
+	if err := os.Rename(filepath.Join(s.dir, id+".json"), s.asideName(id)); err != nil {
+		return fmt.Errorf("set record %s aside: %w", id, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.recs, id)
+	return nil
+}
+
+// AllBroken gives the ids of the records that were set aside, now or by an
+// earlier process.
+func (s *Store[T]) AllBroken() []string {
+	names, _ := filepath.Glob(filepath.Join(s.dir, "*.json"+aside))
+	for i, n := range names {
+		names[i] = strings.TrimSuffix(filepath.Base(n), ".json"+aside)
+	}
+	return names
+}
+
+// Replaced deletes what was set aside under id: there is better now. Safe to
+// repeat.
+func (s *Store[T]) Replaced(id string) { os.Remove(s.asideName(id)) }
 
 // Put stores v under id; when it returns nil the record is on disk. An id is
 // a plain file name.

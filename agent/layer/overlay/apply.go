@@ -198,12 +198,13 @@ func (s *Store) place(parent digest.Digest, list []model.StagedLayer, imgs []*im
 			continue
 		}
 		g := list[i].(*staged)
-		if _, err := os.Lstat(filepath.Join(g.dir, "layer.json")); err != nil {
+		if _, err := os.Lstat(filepath.Join(g.dir, recordName)); err != nil {
 			return nil, fault.Conflict.Errorf("commit layer: layer %s was removed meanwhile", img.Chain)
 		}
 		if err := os.Rename(g.dir, img.dir); err != nil {
 			return nil, fmt.Errorf("commit layer: %w", err)
 		}
+		s.discard(filepath.Join(s.root, brokenDir, filepath.Base(img.dir))) // there is better now
 		g.used.Store(true)
 		s.images[img.Chain] = img
 		if p := s.images[img.Parent]; p != nil {
@@ -258,7 +259,7 @@ func (g *staged) record(img *image) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(g.dir, "layer.json"), b, 0o600)
+	return os.WriteFile(filepath.Join(g.dir, recordName), b, 0o600)
 }
 
 // Diff assembles a layer's tar.
@@ -269,32 +270,60 @@ func (s *Store) Diff(ctx context.Context, chain digest.Digest) (io.ReadCloser, e
 	if img == nil {
 		return nil, fault.NotFound.Errorf("layer %s does not exist", chain)
 	}
-	var files [3]*os.File
-	for i, n := range []string{"diff", "displaced", "skel.zst"} {
-		f, err := os.Open(filepath.Join(img.dir, n))
-		if err != nil {
-			for _, f := range files[:i] {
-				f.Close()
-			}
-			return nil, fmt.Errorf("read layer %s: %w", chain, err)
-		}
-		files[i] = f
+	p, err := openParts(img.dir)
+	if err != nil {
+		return nil, fmt.Errorf("read layer %s: %w", chain, err)
 	}
 	return generate(ctx, func(ctx context.Context, w io.Writer) error {
-		h := sha256.New()
-		err := archive.Assemble(ctx, io.MultiWriter(w, h), files[0], files[1], files[2], img.Moved)
-		if err == nil && digest.NewDigest(digest.SHA256, h) != img.DiffID {
-			err = errors.New("its files were changed on disk: pull or load the image again")
+		got, _, err := p.assemble(ctx, w, img.Moved)
+		if err == nil && got != img.DiffID {
+			err = errors.New("its files were changed on disk: remove the image, then pull or load it again")
 		}
 		if err != nil {
 			return fmt.Errorf("read layer %s: %w", chain, err)
 		}
 		return nil
-	}, func() {
-		for _, f := range files {
+	}, p.close), nil
+}
+
+// parts are what a layer's tar is assembled from.
+type parts [3]*os.File
+
+func openParts(dir string) (p parts, err error) {
+	for i, n := range []string{"diff", "displaced", "skel.zst"} {
+		if p[i], err = os.Open(filepath.Join(dir, n)); err != nil {
+			p.close()
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+// assemble writes the tar once and gives its digest and length.
+func (p parts) assemble(ctx context.Context, w io.Writer, moved map[int]string) (digest.Digest, int64, error) {
+	h := sha256.New()
+	n := &counted{w: io.MultiWriter(w, h)}
+	err := archive.Assemble(ctx, n, p[0], p[1], p[2], moved)
+	return digest.NewDigest(digest.SHA256, h), n.n, err
+}
+
+func (p parts) close() {
+	for _, f := range p {
+		if f != nil {
 			f.Close()
 		}
-	}), nil
+	}
+}
+
+type counted struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
 }
 
 // generate runs f in a goroutine that writes what the result reads. Closing

@@ -16,8 +16,8 @@ import (
 )
 
 // Open opens the store below root, which is made (0700) when absent. A layer
-// whose record cannot be read, or whose parent is gone, is set aside in the
-// trash and reported in the log: its image must be pulled again.
+// whose record cannot be read, or whose parent is gone, is set aside and
+// reported in the log; Mend brings back what can be.
 func Open(root string, log *slog.Logger) (*Store, error) {
 	s := &Store{root: root, layers: filepath.Join(root, "overlay2"), staging: filepath.Join(root, "staging"),
 		trash: filepath.Join(root, "trash"), log: log,
@@ -114,42 +114,16 @@ func (s *Store) makeInit() error {
 	return errors.Join(err, os.Symlink("/proc/mounts", filepath.Join(diff, "etc", "mtab")))
 }
 
-// load reads all records.
+// load takes up what is on disk.
 func (s *Store) load() error {
-	list, err := os.ReadDir(s.layers)
+	found, err := scan(s.layers)
 	if err != nil {
 		return err
 	}
-	for _, e := range list {
-		name := e.Name()
-		dir := filepath.Join(s.layers, name)
-		if id, ok := strings.CutPrefix(name, "c-"); ok {
-			target, err := os.Readlink(filepath.Join(dir, "parent"))
-			if err != nil {
-				s.keepAside(dir, err)
-				continue
-			}
-			s.containers[id] = digest.Digest(strings.TrimPrefix(target, "none"))
-			continue
-		}
-		if name == "init" || strings.HasPrefix(name, ".") || !e.IsDir() {
-			continue
-		}
-		img := &image{dir: dir}
-		b, err := os.ReadFile(filepath.Join(dir, "layer.json"))
-		if err == nil {
-			err = json.Unmarshal(b, img)
-		}
-		if err == nil && shortName(img.Chain) != name {
-			err = fmt.Errorf("the record is of chain %q", img.Chain)
-		}
-		if err != nil {
-			s.setAside(dir, err)
-			continue
-		}
-		s.images[img.Chain] = img
+	for dir, why := range found.bad {
+		s.keepAside(dir, why)
 	}
-	s.dropOrphans()
+	s.images, s.containers = found.images, found.containers
 	for _, img := range s.images {
 		if p := s.images[img.Parent]; p != nil {
 			p.users++
@@ -165,14 +139,67 @@ func (s *Store) load() error {
 	return nil
 }
 
-// dropOrphans sets layers aside that have lost a layer below them.
-func (s *Store) dropOrphans() {
+// scanned is what a folder of layers holds.
+type scanned struct {
+	images     map[digest.Digest]*image
+	containers map[string]digest.Digest // id to parent
+	bad        map[string]error         // folders that cannot be used, and why
+}
+
+// scan reads all records and changes nothing.
+func scan(layers string) (*scanned, error) {
+	list, err := os.ReadDir(layers)
+	if err != nil {
+		return nil, err
+	}
+	s := &scanned{map[digest.Digest]*image{}, map[string]digest.Digest{}, map[string]error{}}
+	for _, e := range list {
+		name := e.Name()
+		dir := filepath.Join(layers, name)
+		if id, ok := strings.CutPrefix(name, "c-"); ok {
+			target, err := os.Readlink(filepath.Join(dir, "parent"))
+			if err != nil {
+				s.bad[dir] = err
+				continue
+			}
+			s.containers[id] = digest.Digest(strings.TrimPrefix(target, "none"))
+			continue
+		}
+		if name == "init" || strings.HasPrefix(name, ".") || !e.IsDir() {
+			continue
+		}
+		img, err := readImage(dir)
+		if err != nil {
+			s.bad[dir] = err
+			continue
+		}
+		s.images[img.Chain] = img
+	}
+	s.dropOrphans()
+	return s, nil
+}
+
+// readImage reads the record of an image layer.
+func readImage(dir string) (*image, error) {
+	img := &image{dir: dir}
+	b, err := os.ReadFile(filepath.Join(dir, recordName))
+	if err == nil {
+		err = json.Unmarshal(b, img)
+	}
+	if err == nil && shortName(img.Chain) != filepath.Base(dir) {
+		err = fmt.Errorf("the record is of chain %q", img.Chain)
+	}
+	return img, err
+}
+
+// dropOrphans takes out layers that have lost a layer below them.
+func (s *scanned) dropOrphans() {
 	for again := true; again; {
 		again = false
 		for c, img := range s.images {
 			if img.Parent != "" && s.images[img.Parent] == nil {
 				delete(s.images, c)
-				s.setAside(img.dir, fmt.Errorf("the layer %s below it is gone", img.Parent))
+				s.bad[img.dir] = fmt.Errorf("the layer %s below it is gone", img.Parent)
 				again = true
 			}
 		}

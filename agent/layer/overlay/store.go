@@ -10,6 +10,7 @@
 //	overlay2/c-ID/parent       symlink that names the chain below it
 //	overlay2/init/diff         mount points that every container has
 //	staging, trash             not yet, and no longer, layers
+//	broken                     layers that could not be used, by their names
 //
 // A layer comes and goes by one rename, so it is whole or absent after a
 // crash at any point; staging and trash are emptied when the store opens.
@@ -93,21 +94,35 @@ func spread(dir string) {
 func (s *Store) initDiff() string { return filepath.Join(s.layers, "init", "diff") }
 func (s *Store) empty() string    { return filepath.Join(s.layers, "init", "empty") }
 
-// keepAside moves a container's layer that cannot be used out of the way: what
-// is in it may be all there is of somebody's work.
+// recordName is the file with an image layer's record.
+const recordName = "layer.json"
+
+// keepAside moves a layer that cannot be used out of the way: what is in it
+// may be all there is of somebody's work.
 func (s *Store) keepAside(dir string, why error) {
-	to := filepath.Join(s.root, "broken", filepath.Base(dir))
-	err := os.MkdirAll(filepath.Dir(to), 0o700)
-	if err == nil {
-		err = os.Rename(dir, to)
-	}
-	s.log.Error("a container's layer cannot be read and was set aside", "dir", to, "reason", why, "err", err)
+	to, err := keepAside(s.root, dir)
+	s.log.Error("a layer cannot be used and was set aside", "dir", to, "reason", why, "err", err)
 }
 
-func (s *Store) setAside(dir string, err error) {
-	s.log.Error("layer set aside: pull or load its image again", "dir", dir, "err", err)
-	s.discard(dir)
+// keepAside moves dir to the folder of what cannot be used, and gives its name
+// there. What was kept under that name before is replaced.
+func keepAside(root, dir string) (to string, err error) {
+	to = filepath.Join(root, brokenDir, filepath.Base(dir))
+	if err = os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return to, err
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
+	if err == unix.ENOENT { // nothing is there
+		return to, os.Rename(dir, to)
+	}
+	if err == nil { // the older one is where dir was
+		err = errors.Join(archive.RemoveChildren(dir), os.Remove(dir))
+	}
+	return to, err
 }
+
+// brokenDir holds what could not be used, below the root.
+const brokenDir = "broken"
 
 // discard moves dir to the trash. On a full disk even the name there may find
 // no room: then it is taken apart where it is, its record first.
@@ -125,7 +140,7 @@ func (s *Store) discard(dir string) error {
 		}
 		break
 	}
-	for _, record := range []string{"layer.json", "parent"} {
+	for _, record := range []string{recordName, "parent"} {
 		if err := os.Remove(filepath.Join(dir, record)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
