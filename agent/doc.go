@@ -50,6 +50,7 @@
 //	DATA-ROOT/containers/ID     hosts, hostname, resolv.conf, logs
 //	DATA-ROOT/records           one JSON file per container, atomic and durable
 //	DATA-ROOT/network, volumes  records and data
+//	DATA-ROOT/broken            layers that could not be used: see agent/check
 //	EXEC-ROOT/tasks/ID          a shim's socket and exit record
 //	EXEC-ROOT/netns             network namespaces, as "ip netns" wants them
 package agent
