@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -108,19 +109,19 @@ func (m *Manager) endpoints(netID string) []model.Endpoint {
 
 // eachEndpoint calls f with every endpoint, its sandbox's lock held.
 func (m *Manager) eachEndpoint(f func(ep *Endpoint)) {
-	m.mu.Lock()
-	list := make([]*sandbox, 0, len(m.sandboxes))
-	for _, sb := range m.sandboxes {
-		list = append(list, sb)
-	}
-	m.mu.Unlock()
-	for _, sb := range list {
+	for _, sb := range m.allSandboxes() {
 		sb.mu.Lock()
 		for _, ep := range sb.eps {
 			f(ep)
 		}
 		sb.mu.Unlock()
 	}
+}
+
+func (m *Manager) allSandboxes() []*sandbox {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.sandboxes))
 }
 
 // Endpoints returns copies of a container's endpoints, by network name.

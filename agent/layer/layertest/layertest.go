@@ -272,12 +272,18 @@ func testChanges(t *testing.T, s layer.Store) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
-	// The changes as a layer show the same tree.
+	testChangesAsLayer(t, s, a.Chain)
+}
+
+// testChangesAsLayer: the changes of testChanges, as a layer on top of those
+// that they were made to, show the same tree.
+func testChangesAsLayer(t *testing.T, s layer.Store, base digest.Digest) {
+	ctx := context.Background()
 	r, err := s.DiffContainer(ctx, "c")
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := s.Apply(ctx, a.Chain, r)
+	l, err := s.Apply(ctx, base, r)
 	r.Close()
 	if err != nil {
 		t.Fatal(err)
