@@ -251,12 +251,9 @@ func (z *inflater) codes() error {
 // output. end is the end of the block.
 func (z *inflater) run() (end bool, err error) {
 	in, ip, hold, nb := z.in, z.ip, z.hold, z.nb
-	out, op := z.out, z.op
-	lit, dist := &z.lit, &z.dist
+	out, op, lit, dist := z.out, z.op, &z.lit, &z.dist
 	for limit := len(in) - inSlack; ip <= limit && op < window+outRoom; {
-		hold |= binary.LittleEndian.Uint64(in[ip:]) << (nb & 63)
-		ip += int(63-nb) >> 3
-		nb |= 56
+		hold, ip, nb = refilled(hold, nb, in, ip)
 		e := lit[hold&(1<<litBits-1)]
 		if e >= entLiteral {
 			for e >= entLiteral && nb >= 2*litBits { // the next look-up needs as many again
@@ -266,9 +263,7 @@ func (z *inflater) run() (end bool, err error) {
 				op++
 				e = lit[hold&(1<<litBits-1)]
 			}
-			hold |= binary.LittleEndian.Uint64(in[ip:]) << (nb & 63)
-			ip += int(63-nb) >> 3
-			nb |= 56
+			hold, ip, nb = refilled(hold, nb, in, ip)
 		}
 		if e&entSpecial != 0 {
 			if e&entSub != 0 {
@@ -306,15 +301,26 @@ func (z *inflater) run() (end bool, err error) {
 		nb -= uint(e & 63)
 		if d < 8 {
 			overlap(out, op, d, to)
-		} else { // eight at a time, also past the end, which has room
-			for from := op - d; op < to; op, from = op+8, from+8 {
-				binary.LittleEndian.PutUint64(out[op:], binary.LittleEndian.Uint64(out[from:]))
-			}
+		} else {
+			byEight(out, op, d, to)
 		}
 		op = to
 	}
 	z.ip, z.hold, z.nb, z.op = ip, hold, nb, op
 	return end, nil
+}
+
+// refilled is refill for the inner loop, whose variables are in registers.
+func refilled(hold uint64, nb uint, in []byte, ip int) (uint64, int, uint) {
+	return hold | binary.LittleEndian.Uint64(in[ip:])<<(nb&63), ip + int(63-nb)>>3, nb | 56
+}
+
+// byEight repeats the last d bytes before op, which are eight or more, up to
+// to and past it: there is room.
+func byEight(out []byte, op, d, to int) {
+	for from := op - d; op < to; op, from = op+8, from+8 {
+		binary.LittleEndian.PutUint64(out[op:], binary.LittleEndian.Uint64(out[from:]))
+	}
 }
 
 // overlap repeats the last d bytes before op up to to.
