@@ -124,7 +124,11 @@ func (c *Client) authorize(ctx context.Context, h *http.Client, e endpoint, k ca
 	for _, ch := range parseChallenges(resp.Header.Values("Www-Authenticate")) {
 		switch ch.scheme {
 		case "basic":
-			if k.auth.Username == "" || e.base.Scheme == "http" && !e.insecure {
+			if k.auth.Username == "" {
+				refused = fault.Unauthorized.Errorf("no basic auth credentials") // as Docker says it
+				continue
+			}
+			if e.base.Scheme == "http" && !e.insecure {
 				continue
 			}
 			req := &http.Request{Header: http.Header{}}
