@@ -19,6 +19,26 @@ const maxWindow = 128 << 20
 // peek is how much Decompress reads ahead.
 const peekSize = 256 << 10
 
+// Compressed tells by the first bytes of something whether Decompress would
+// make anything else of it.
+func Compressed(head []byte) bool { return formatOf(head) != "" }
+
+// formatOf names what head begins, "" for plain bytes.
+func formatOf(head []byte) string {
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
+		return "gzip"
+	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
+		len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
+		return "zstd"
+	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+		return "xz"
+	case len(head) >= 4 && bytes.HasPrefix(head, []byte("BZh")) && head[3] >= '1' && head[3] <= '9':
+		return "bzip2"
+	}
+	return ""
+}
+
 // Decompress returns the plain bytes of r, which may be gzip, zstd, xz, bzip2
 // or plain: told by its first bytes. All is done in this process: no
 // program, least of all one of a container, is run. Close frees the
@@ -34,27 +54,26 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
+	switch formatOf(head) {
+	case "gzip":
 		z, err := newGunzip(br)
 		if err != nil {
 			return nil, fault.Invalid.Errorf("gzip: %w", err)
 		}
 		return &named{z, "gzip", z.Close}, nil
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}) ||
-		len(head) >= 4 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
+	case "zstd":
 		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, fault.Invalid.Errorf("zstd: %w", err)
 		}
 		return &named{z, "zstd", func() error { z.Close(); return nil }}, nil
-	case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+	case "xz":
 		z, err := xz.NewReader(newXZGuard(br))
 		if err != nil {
 			return nil, fault.Invalid.Errorf("xz: %w", err)
 		}
 		return &named{z, "xz", nil}, nil
-	case len(head) >= 4 && bytes.HasPrefix(head, []byte("BZh")) && head[3] >= '1' && head[3] <= '9':
+	case "bzip2":
 		return &named{bzip2.NewReader(br), "bzip2", nil}, nil
 	}
 	return io.NopCloser(br), nil

@@ -133,7 +133,7 @@ func (l *loader) file(name string, size int64, r io.Reader) error {
 		return fault.Invalid.Errorf("read %q: %w", name, err)
 	}
 	if looksLikeLayer(head) || path.Base(name) == "layer.tar" {
-		return l.layer(name, size, br)
+		return l.layer(name, size, br, archive.Compressed(head))
 	}
 	if size > oci.MaxManifest {
 		return nil // no manifest, no layer: nothing that an image is made of
@@ -150,12 +150,7 @@ func (l *loader) file(name string, size int64, r io.Reader) error {
 }
 
 func looksLikeLayer(b []byte) bool {
-	for _, magic := range []string{"\x1f\x8b\x08", "\x28\xb5\x2f\xfd", "\xfd7zXZ\x00", "BZh"} {
-		if bytes.HasPrefix(b, []byte(magic)) {
-			return true
-		}
-	}
-	return len(b) >= 512 && (isTar(b[:512]) || bytes.Count(b[:512], []byte{0}) == 512)
+	return archive.Compressed(b) || len(b) >= 512 && (isTar(b[:512]) || bytes.Count(b[:512], []byte{0}) == 512)
 }
 
 // isTar tells by its checksum whether b is a tar header of any kind.
@@ -186,7 +181,9 @@ func (l *loader) known(name string) (digest.Digest, bool) {
 	return "", false
 }
 
-func (l *loader) layer(name string, size int64, r io.Reader) error {
+// layer stages a layer while it passes. The digest of a plain one is its
+// DiffID, which is taken anyway.
+func (l *loader) layer(name string, size int64, r io.Reader, compressed bool) error {
 	if old := l.layers[name]; old != nil {
 		return fault.Invalid.Errorf("archive has %q twice", name)
 	}
@@ -195,7 +192,10 @@ func (l *loader) layer(name string, size int64, r io.Reader) error {
 		return nil
 	}
 	dig := digest.SHA256.Digester()
-	c := &counted{r: r, h: dig.Hash(), total: size, id: path.Base(strings.TrimSuffix(name, "/layer.tar")), progress: l.progress}
+	if compressed {
+		r = io.TeeReader(r, dig.Hash())
+	}
+	c := &counted{r: r, total: size, id: path.Base(strings.TrimSuffix(name, "/layer.tar")), progress: l.progress}
 	if len(c.id) > 12 {
 		c.id = c.id[:12]
 	}
@@ -211,14 +211,16 @@ func (l *loader) layer(name string, size int64, r io.Reader) error {
 	if _, err := io.Copy(io.Discard, c); err != nil {
 		return fault.Invalid.Errorf("read %q: %w", name, err)
 	}
-	p.blob, p.diff = dig.Digest(), p.staged.DiffID()
+	p.blob, p.diff = p.staged.DiffID(), p.staged.DiffID()
+	if compressed {
+		p.blob = dig.Digest()
+	}
 	return nil
 }
 
 // counted reports what passes.
 type counted struct {
 	r        io.Reader
-	h        io.Writer
 	n, at    int64
 	total    int64
 	id       string
@@ -227,7 +229,6 @@ type counted struct {
 
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.h.Write(p[:n])
 	if c.n += int64(n); c.n-c.at >= 4<<20 || err == io.EOF && c.n > c.at {
 		c.at = c.n
 		c.progress(model.ProgressEvent{ID: c.id, Status: "Loading layer", Current: c.n, Total: c.total})

@@ -84,12 +84,12 @@ func (s *Store) Stage(ctx context.Context, r io.Reader) (_ model.StagedLayer, er
 		return nil, fmt.Errorf("unpack layer: %w", err)
 	}
 	open.Add(plain.Close)
-	ahead := archive.Ahead(ctx, plain)
-	open.Add(ahead.Close)
 	flush := s.sync.begin()
 	open.Add(flush.close)
-	h := &hashed{r: ahead, h: sha256.New(), flush: flush}
-	if g.info, err = archive.UnpackLayer(ctx, dirs[0], dirs[1], h, skel); err != nil {
+	h := &hashed{r: plain, h: sha256.New(), flush: flush} // while files are made, on another processor
+	ahead := archive.Ahead(ctx, h)
+	open.Add(ahead.Close)
+	if g.info, err = archive.UnpackLayer(ctx, dirs[0], dirs[1], ahead, skel); err != nil {
 		return nil, fmt.Errorf("unpack layer: %w", err)
 	}
 	g.diff, g.tar = digest.NewDigest(digest.SHA256, h.h), h.n
