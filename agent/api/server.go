@@ -136,7 +136,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := &request{Request: r, version: MaxVersion, rc: http.NewResponseController(w)}
 	path := strings.TrimPrefix(r.URL.Path, "/")
 	if v, rest, ok := cutVersion(path); ok {
-		if err := checkVersion(v); err != nil {
+		if err := checkVersion(v, rest); err != nil {
 			writeError(w, err)
 			return
 		}
@@ -175,8 +175,13 @@ func cutVersion(p string) (version, rest string, ok bool) {
 	return v, rest, true
 }
 
-func checkVersion(v string) error {
-	if less(v, MinVersion) {
+// imagesVersion is what skopeo, buildah and podman speak when they load and
+// save images, up to version 5.29 of the library that they share, as stable
+// distributions have it: it never asks which versions there are.
+const imagesVersion = "1.22"
+
+func checkVersion(v, path string) error {
+	if less(v, MinVersion) && (less(v, imagesVersion) || !strings.HasPrefix(path, "images/")) {
 		return fault.Invalid.Errorf("client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", v, MinVersion)
 	}
 	if less(MaxVersion, v) {
