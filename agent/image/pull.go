@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"machine/agent/archive"
 	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
@@ -331,10 +328,15 @@ func (p *pull) dropBlobs() {
 func (p *pull) stage(ctx context.Context, i int, slots chan struct{}) (model.StagedLayer, error) {
 	select {
 	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	default:
+		p.say(short(p.manifest.Layers[i].Digest), "Waiting")
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
+	defer func() { <-slots }()
 	if p.s.anyWith(p.diffs[i]) != "" { // here already, on top of something else
 		if g, err := p.s.copyLayer(ctx, p.diffs[i]); err == nil {
 			return g, nil
@@ -359,86 +361,6 @@ func (p *pull) stage(ctx context.Context, i int, slots chan struct{}) (model.Sta
 		if err := w.Reset(); err != nil {
 			return nil, err
 		}
-	}
-}
-
-func (p *pull) receive(ctx context.Context, i int, w model.BlobWriter) (_ model.StagedLayer, err error) {
-	d := p.manifest.Layers[i]
-	if w.Offset() > d.Size {
-		if err := w.Reset(); err != nil {
-			return nil, err
-		}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	start := w.Offset()
-	net, err := p.s.o.Source.Blob(ctx, p.repo(), d, start, p.auth)
-	if err != nil {
-		cancel()
-		return nil, p.denied(err)
-	}
-	defer net.Close()
-	m := &meter{p: p, id: short(d.Digest), total: d.Size, n: start}
-	in := archive.Ahead(ctx, io.MultiReader(w.Reader(), &tee{r: net, w: w, m: m}))
-	defer in.Close()
-	defer cancel() // first of all: a read that waits for the registry ends
-	g, err := p.s.o.Layers.Stage(ctx, in)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			g.Discard()
-		}
-	}()
-	if _, err := io.Copy(io.Discard, in); err != nil {
-		return nil, err
-	}
-	if w.Offset() != d.Size {
-		return nil, fault.Invalid.Errorf("blob has %d bytes instead of %d", w.Offset(), d.Size)
-	}
-	if err := w.Check(ctx); err != nil {
-		return nil, err
-	}
-	if g.DiffID() != p.diffs[i] {
-		return nil, fault.Invalid.Errorf("it unpacks to %s, the configuration says %s", g.DiffID(), p.diffs[i])
-	}
-	p.say(m.id, "Download complete")
-	return g, nil
-}
-
-// tee writes what it reads to the blob: an error of the disk is the reader's.
-type tee struct {
-	r io.Reader
-	w io.Writer
-	m *meter
-}
-
-func (t *tee) Read(b []byte) (int, error) {
-	n, err := t.r.Read(b)
-	if n > 0 {
-		if _, werr := t.w.Write(b[:n]); werr != nil {
-			return 0, werr
-		}
-		t.m.add(n)
-	}
-	return n, err
-}
-
-// meter tells how far a download is, now and then.
-type meter struct {
-	p     *pull
-	id    string
-	n, at int64
-	total int64
-	last  time.Time
-}
-
-func (m *meter) add(n int) {
-	m.n += int64(n)
-	slow := time.Since(m.last) > time.Second
-	if slow || m.n-m.at >= max(m.total/50, 512<<10) || m.n == m.total {
-		m.at, m.last = m.n, time.Now()
-		m.p.progress(model.ProgressEvent{ID: m.id, Status: "Downloading", Current: m.n, Total: m.total})
 	}
 }
 

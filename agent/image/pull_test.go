@@ -69,6 +69,66 @@ func blobRequests(r *registrytest.Registry) (n int) {
 	return n
 }
 
+// TestPullProgress: what is said of each layer, in Docker's words and order,
+// with the bytes that have come and gone.
+func TestPullProgress(t *testing.T) {
+	r := registrytest.New(t, false)
+	var tars [][]byte
+	for i := range 5 {
+		tars = append(tars, lay(t, "f", noise(3<<20, uint64(i))))
+	}
+	r.Image(t, "p", "v1", tars...)
+	s := openAt(t, t.TempDir(), client(t))
+	var mu sync.Mutex
+	said, last := map[string][]string{}, map[string]model.ProgressEvent{}
+	layers, waiting := false, make(chan string, 5)
+	r.SetFault(func(http.ResponseWriter, *http.Request) bool { // three go at once: the first ends when two wait
+		mu.Lock()
+		hold := layers && len(waiting) < 2
+		mu.Unlock()
+		for deadline := time.Now().Add(20 * time.Second); hold && len(waiting) < 2 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		return false
+	})
+	_, err := s.Pull(bg, r.Host+"/p:v1", "", model.RegistryAuth{}, func(e model.ProgressEvent) {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(e.ID) != 12 {
+			return
+		}
+		layers = true
+		if e.Status == "Waiting" {
+			waiting <- e.ID
+		}
+		was := last[e.ID+e.Status]
+		if e.Current < was.Current || e.Current > e.Total {
+			t.Errorf("%s %s: %d of %d behind %d", e.ID, e.Status, e.Current, e.Total, was.Current)
+		}
+		last[e.ID+e.Status] = e
+		if l := said[e.ID]; len(l) == 0 || l[len(l)-1] != e.Status {
+			said[e.ID] = append(l, e.Status)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, l := range said {
+		got := strings.Replace(strings.Join(l, ", "), "Waiting, ", "", 1)
+		if want := "Pulling fs layer, Downloading, Verifying Checksum, Download complete, Extracting, Pull complete"; got != want {
+			t.Errorf("%s: %s", id, got)
+		}
+		for _, status := range []string{"Downloading", "Extracting"} {
+			if e := last[id+status]; e.Current != e.Total || e.Total < 2<<20 {
+				t.Errorf("%s %s ends at %d of %d", id, status, e.Current, e.Total)
+			}
+		}
+	}
+	if len(said) != 5 || len(waiting) != 2 {
+		t.Errorf("%d layers, %d of them waited", len(said), len(waiting))
+	}
+}
+
 func TestPull(t *testing.T) {
 	r := registrytest.New(t, false)
 	a, b := lay(t, "a", "1"), lay(t, "b", "2")

@@ -107,6 +107,9 @@ func (p *push) run() error {
 		if _, dup := once.LoadOrStore(diffs[i], i); dup {
 			continue
 		}
+		if i >= p.s.o.Parallel {
+			p.say(diffs[i], "Waiting")
+		}
 		g.Go(func() (err error) {
 			layers[i], err = p.layer(ctx, i)
 			return err
