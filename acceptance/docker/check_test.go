@@ -28,7 +28,7 @@ func TestF32Check(t *testing.T) {
 	e.Run("run", "-d", "--name", "runs", "busybox", "sleep", "1000")
 	broken := e.Run("create", "--name", "broken", "busybox", "true")
 	pid := pidOf(e, "runs")
-	contains(t, "beside the engine", checkRoot(e, 0), "no fault in 1 images, 1 layers")
+	contains(t, "beside the engine", checkRoot(e, 0), "faults 0 (images 1, layers 1 ")
 	contains(t, "mending beside the engine", checkRoot(e, 2, "--repair"), "is in use by another engine")
 	e.Kill()
 	records, err := filepath.Glob(filepath.Join(e.Dir, "data/overlay2/*/layer.json"))
@@ -61,6 +61,6 @@ func TestF32Check(t *testing.T) {
 	e.Kill()
 	contains(t, "let go", checkRoot(e, 0, "--discard"), "deleted")
 	e.Start()
-	contains(t, "at the end", checkRoot(e, 0), "no fault in 1 images, 1 layers")
+	contains(t, "at the end", checkRoot(e, 0), "faults 0 (images 1, layers 1 ")
 	e.Audit()
 }

@@ -125,7 +125,7 @@ func (c *checker) read(ctx context.Context, content bool) error {
 		}
 		c.records, n = append(c.records, bad...), append(n, len(good))
 	}
-	c.count = fmt.Sprintf("%d images, %s, %d containers, %d networks, %d volumes", len(c.images), c.countLayers(), len(conts), n[0], n[1])
+	c.count = fmt.Sprintf("images %d, %s, containers %d, networks %d, volumes %d", len(c.images), c.countLayers(), len(conts), n[0], n[1])
 	c.checkContainers(conts)
 	return nil
 }
@@ -137,7 +137,7 @@ func (c *checker) countLayers() string {
 			n, size = n+1, size+f.Size
 		}
 	}
-	return fmt.Sprintf("%d layers (%s)", n, units.HumanSize(float64(size)))
+	return fmt.Sprintf("layers %d of %s", n, units.HumanSize(float64(size)))
 }
 
 // checkContainers looks for containers that have lost their own layer.
@@ -236,11 +236,7 @@ func (c *checker) report() (n int) {
 			fault("record %s: %v", b.File, b.Err)
 		}
 	}
-	what := "no fault"
-	if n > 0 {
-		what = fmt.Sprintf("%d faults", n)
-	}
-	c.say("%s in %s", what, c.count)
+	c.say("faults %d (%s)", n, c.count)
 	return n
 }
 
