@@ -86,7 +86,7 @@ func (u *unpacker) attributes(fd int, h *tar.Header) error {
 		return err
 	}
 	for k, v := range h.PAXRecords {
-		name, ok := strings.CutPrefix(k, "SCHILY.xattr.")
+		name, ok := strings.CutPrefix(k, xattrRecord)
 		if !ok || !allowedXattr(name) {
 			continue
 		}

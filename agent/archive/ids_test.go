@@ -85,3 +85,40 @@ func TestIDs(t *testing.T) {
 		t.Errorf("an id that the container does not have: %v", err)
 	}
 }
+
+// TestPackLinkedCapability: a file's capability is at each of its names, as
+// those who set a link's owner afterwards lose it else; other attributes are at
+// the first alone.
+func TestPackLinkedCapability(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a")
+	if err := os.WriteFile(file, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	value := []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+	if err := unix.Setxattr(file, capXattr, value, 0); err != nil {
+		t.Skip(err)
+	}
+	unix.Setxattr(file, "user.x", []byte("y"), 0)
+	if err := os.Link(file, filepath.Join(dir, "b")); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var out bytes.Buffer
+	if err := Pack(t.Context(), &out, root, "/", PackOptions{Flat: true}); err != nil {
+		t.Fatal(err)
+	}
+	r := tar.NewReader(&out)
+	for _, typ := range []byte{tar.TypeReg, tar.TypeLink} {
+		h, err := r.Next()
+		if err != nil || h.Typeflag != typ || h.PAXRecords["SCHILY.xattr.security.capability"] != string(value) {
+			t.Errorf("got %+v, %v", h, err)
+		} else if _, has := h.PAXRecords["SCHILY.xattr.user.x"]; typ == tar.TypeLink && has {
+			t.Error("the link has all attributes")
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -185,11 +186,15 @@ func (p *packer) file(dir int, base, as string) error {
 		return nil
 	}
 	h := p.header(&st, as)
-	if p.linked(h, &st) {
-		return p.tw.WriteHeader(h)
-	}
+	link := p.linked(h, &st)
 	if err := p.addXattrs(h, fd); err != nil {
 		return err
+	}
+	if link {
+		// dockerd and containerd set a link's owner when they unpack it, which
+		// clears the file's capabilities: so these come once more.
+		maps.DeleteFunc(h.PAXRecords, func(k, _ string) bool { return k != xattrRecord+capXattr })
+		return p.tw.WriteHeader(h)
 	}
 	if err := p.tw.WriteHeader(h); err != nil {
 		return err
@@ -219,11 +224,14 @@ func (p *packer) addXattrs(h *tar.Header, fd int) error {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords["SCHILY.xattr."+n] = string(v)
+		h.PAXRecords[xattrRecord+n] = string(v)
 	})
 }
 
-const capXattr = "security.capability"
+const (
+	capXattr    = "security.capability"
+	xattrRecord = "SCHILY.xattr." // of PAX
+)
 
 // ownCaps turns the capabilities of a file that hold for the user namespace of
 // root (version 3, linux/capability.h) into those of a file that knows none.
