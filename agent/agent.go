@@ -200,7 +200,7 @@ func (a *Agent) openNetworks(ctx context.Context) (err error) {
 func (a *Agent) openContainers(ctx context.Context) (err error) {
 	c := a.c
 	a.armor = thisHost().setUp(ctx, c.ExecRoot, a.log)
-	a.tasks, err = shim.New(shim.Options{Root: filepath.Join(c.ExecRoot, "tasks"), CgroupParent: c.CgroupParent, Log: a.log})
+	a.tasks, err = shim.New(shim.Options{Root: filepath.Join(c.ExecRoot, "tasks"), CgroupParent: c.CgroupParent, Log: a.log, Remapped: a.remap != nil})
 	if err != nil {
 		return err
 	}

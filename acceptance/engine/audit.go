@@ -34,7 +34,7 @@ func (e *Engine) Leftovers() (left []string) {
 		args = strings.TrimSpace(args)
 		switch {
 		case strings.HasPrefix(args, "sleep infinity"), strings.Contains(args, "/bin/agent --host"), strings.HasPrefix(args, "ps -eo"), strings.Contains(args, "<defunct>"):
-		case (strings.HasPrefix(args, "shim 3 4 spare") || strings.HasPrefix(args, "warm ")) && spare < 2:
+		case (strings.HasPrefix(args, "shim 3 4 ") && strings.HasSuffix(args, " spare") || strings.HasPrefix(args, "warm ")) && spare < 2:
 			spare++
 		default:
 			left = append(left, "process "+line)

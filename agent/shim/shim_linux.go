@@ -28,6 +28,9 @@ type Options struct {
 	CgroupParent string // "docker" when empty
 	Log          *slog.Logger
 	Binary       []byte // of the shim; the embedded one when empty
+	// Remapped says that containers mostly get a user namespace: their first
+	// process cannot be made ahead.
+	Remapped bool
 }
 
 // A Shim makes and finds tasks. It may be used by several goroutines.
@@ -38,6 +41,7 @@ type Shim struct {
 	binary   *os.File
 	compiler runtime.Compiler
 	spare    spare.Spare[spawned] // the next container's
+	warm     bool                 // shims make their container's process ahead
 }
 
 // New prepares the host: it finds the cgroups and loads the shim's binary. The
@@ -59,7 +63,7 @@ func New(o Options) (*Shim, error) {
 	if err != nil && fault.KindOf(err) != fault.Unavailable {
 		return nil, err
 	}
-	s := &Shim{log: o.Log, parent: strings.Trim(o.CgroupParent, "/"), cgroups: host, binary: bin}
+	s := &Shim{log: o.Log, parent: strings.Trim(o.CgroupParent, "/"), cgroups: host, binary: bin, warm: !o.Remapped}
 	s.spare.Make, s.spare.End, s.spare.Good = s.fork, spawned.end, spawned.alive
 	if bin != nil {
 		s.spare.Refill()

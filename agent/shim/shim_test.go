@@ -274,3 +274,22 @@ func TestSpare(t *testing.T) {
 		t.Errorf("after Close the spare's process is there: %v", err)
 	}
 }
+
+// TestNoStageAhead: where containers get a user namespace, a shim does not make
+// a stage that would only be killed.
+func TestNoStageAhead(t *testing.T) {
+	b := newBench(t)
+	for mode, remapped := range map[string]bool{"warm": false, "init": true} {
+		s, err := New(Options{Root: b.dir, CgroupParent: testParent, Binary: shimBinary, Remapped: remapped})
+		must(t, err)
+		k, err := s.Create(ctxOf(t), b.bundle("true"))
+		must(t, err)
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", k.Pid()))
+		must(t, err)
+		if got, _, _ := strings.Cut(string(line), "\x00"); got != mode {
+			t.Errorf("remapped %v: the container's process was made as %q, want %q", remapped, got, mode)
+		}
+		must(t, k.Delete(ctxOf(t)))
+		s.Close()
+	}
+}

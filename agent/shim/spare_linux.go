@@ -45,7 +45,11 @@ func (s *Shim) fork() (spawned, error) {
 		return spawned{}, fault.Internal.Errorf("open %s: %w", os.DevNull, err)
 	}
 	defer unix.Close(null)
-	pid, err := syscall.ForkExec(s.binary.Name(), []string{"shim", "3", "4", fmt.Sprintf("%-64s", "spare")}, &syscall.ProcAttr{
+	warm := "0"
+	if s.warm {
+		warm = "1"
+	}
+	pid, err := syscall.ForkExec(s.binary.Name(), []string{"shim", "3", "4", warm, fmt.Sprintf("%-64s", "spare")}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOMAXPROCS=1", "GOGC=50"},
 		Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(pair[1]), s.binary.Fd()},

@@ -51,7 +51,7 @@ type proc struct {
 	state  uint64
 }
 
-func run(control, self int, name string) {
+func run(control, self int, warm bool, name string) {
 	s := &shim{self: self, name: name, conns: map[int]bool{}, handlers: map[int32]func(uint32){},
 		procs: map[uint32]*proc{}, oom: -1, buf: make([]byte, 64<<10)}
 	// What the agent inherited from who started it is not ours.
@@ -65,7 +65,9 @@ func run(control, self int, name string) {
 		fatal("/dev/null: " + err.Error())
 	}
 	s.adopt(control)
-	s.warm = s.warmUp()
+	if warm {
+		s.warm = s.warmUp()
+	}
 	s.loop()
 }
 

@@ -8,9 +8,9 @@
 // It is one thread with one epoll set: there is nothing in it to lock, and it
 // stays below a megabyte. It is run by the agent from a sealed memory file:
 //
-//	shim CONTROL SELF NAME         the shim itself; ps shows the container's id in NAME's place
+//	shim CONTROL SELF WARM NAME    the shim itself; ps shows the container's id in NAME's place
 //	init STATUS ORDER SELF         the stage that becomes a container's init
-//	warm STATUS SELF               the same, made before there is a container
+//	warm STATUS SELF               the same, made before there is a container: by a shim whose WARM is 1
 //	exec STATUS ORDER PIDFD SELF JOINED
 //	docker-init -- PATH ARGS...    PID 1 of docker run --init
 //
@@ -66,10 +66,10 @@ func main() {
 		runtime.LockOSThread()
 		stage.Exec(num(1), num(2), num(3), num(4), num(5) == 1)
 	case "shim":
-		if len(args) < 4 {
+		if len(args) < 5 {
 			fatal("missing argument")
 		}
-		run(num(1), num(2), args[3])
+		run(num(1), num(2), num(3) == 1, args[4])
 	default:
 		fatal("unknown mode " + args[0])
 	}
