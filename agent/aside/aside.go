@@ -2,8 +2,8 @@
 
 // Package aside runs code on threads of their own: with other ids, or with a
 // mount namespace that nobody else sees. Such a thread ends with what it ran,
-// and all that was special about it with it. It is a part of the shim, too, and
-// so imports little.
+// and all that was special about it with it. It also makes the mounts that
+// nobody else sees. It is a part of the shim, too, and so imports little.
 package aside
 
 import (
@@ -28,6 +28,15 @@ func Thread(f func()) {
 		runtime.UnlockOSThread()
 	}()
 	<-done
+}
+
+// Private gives the calling thread, one of Thread's, a mount namespace that
+// nobody else sees: a copy of the one it is in.
+func Private() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 }
 
 // noFixup is SECBIT_NO_SETUID_FIXUP of capabilities(7): capabilities stay when
@@ -68,10 +77,7 @@ func become(uid, gid uint32) error {
 // (mount_setattr(2)); EINVAL without.
 func Mapped(userns int, uid, gid uint32, dirs []string, f func() error) error {
 	return As(uid, gid, func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fail("mount namespace for mapped ids", err)
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		if err := Private(); err != nil {
 			return fail("mount namespace for mapped ids", err)
 		}
 		for _, d := range dirs {
@@ -85,7 +91,7 @@ func Mapped(userns int, uid, gid uint32, dirs []string, f func() error) error {
 
 // cover mounts a directory on itself, with mapped ids.
 func cover(userns int, dir string) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	fd, err := Clone(dir, false)
 	if err != nil {
 		return err
 	}

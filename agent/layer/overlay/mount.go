@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -125,17 +124,15 @@ func (s *Store) CanMap(owner *os.File, ids *model.IDMap) error {
 // mount makes a detached overlay: no table of mounts shows it, and it is gone
 // with its last descriptor.
 func (s *Store) mount(r model.Rootfs, name string) (*os.File, func() error, error) {
-	if len(r.Lower) == 1 && r.Upper == "" { // an overlay needs two
-		f, err := os.Open(r.Lower[0])
-		if err != nil {
-			return nil, nil, err
-		}
-		return f, f.Close, nil
+	o := aside.Overlay{Lower: r.Lower, Upper: r.Upper, Work: r.Work, Mapped: r.Mapped}
+	tree, err := o.Mount()
+	if err != nil {
+		return nil, nil, err
 	}
-	fd, err := fsmount(r)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		fd, err = s.oldMount(r, r.Mapped) // before Linux 6.5 there is no lowerdir+
-	}
+	// A mount's descriptor is O_PATH-like: reading the directory needs a real
+	// one, which keeps the mount as well.
+	defer unix.Close(tree)
+	fd, err := unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -145,107 +142,4 @@ func (s *Store) mount(r model.Rootfs, name string) (*os.File, func() error, erro
 		once.Do(func() { err = f.Close() })
 		return err
 	}, nil
-}
-
-func fsmount(r model.Rootfs) (int, error) {
-	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("fsopen overlay: %w", err)
-	}
-	defer unix.Close(ctx)
-	// A context of before 6.5 takes any string, and the kernel's log then tells
-	// of every mount that failed; but descriptors it refuses by an error of its
-	// own. This one is none for a layer in any kernel.
-	if unix.FsconfigSetFd(ctx, "lowerdir+", ctx) == unix.EOPNOTSUPP {
-		return -1, unix.EINVAL
-	}
-	set := func(k, v string) {
-		if err == nil {
-			if err = unix.FsconfigSetString(ctx, k, v); err != nil {
-				err = fmt.Errorf("overlay option %s=%s: %w", k, v, err)
-			}
-		}
-	}
-	set("source", "overlay")
-	for _, l := range r.Lower {
-		set("lowerdir+", l)
-	}
-	attr := unix.MOUNT_ATTR_RDONLY
-	if r.Upper != "" {
-		attr = 0
-		set("upperdir", r.Upper)
-		set("workdir", r.Work)
-	}
-	// What a host's module parameters may have switched on would put things
-	// into upper that are no part of the image format.
-	set("index", "off")
-	set("metacopy", "off")
-	set("redirect_dir", "off")
-	if err != nil {
-		return -1, err
-	}
-	if err := unix.FsconfigCreate(ctx); err != nil {
-		return -1, fmt.Errorf("create overlay: %w", err)
-	}
-	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, attr)
-	if err != nil {
-		return -1, fmt.Errorf("fsmount overlay: %w", err)
-	}
-	// The descriptor of fsmount is O_PATH-like: reading the directory needs a
-	// real one, which keeps the mount as well.
-	defer unix.Close(fd)
-	return unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-}
-
-// oldMount does the same with mount(2), which takes a page of options: 125
-// layers fit when they are named from their folder. It is done by a thread
-// with a mount namespace of its own, which ends with its goroutine: nobody
-// ever sees the mount that the detached one is cloned from.
-func (s *Store) oldMount(r model.Rootfs, mapped bool) (fd int, err error) {
-	rel := func(p string) string {
-		if q, ok := strings.CutPrefix(p, s.layers+"/"); ok {
-			return q
-		}
-		return p
-	}
-	var lower []string
-	for _, l := range r.Lower {
-		lower = append(lower, rel(l))
-	}
-	data := "index=off,metacopy=off,redirect_dir=off,lowerdir=" + strings.Join(lower, ":")
-	flags := uintptr(unix.MS_RDONLY)
-	if r.Upper != "" {
-		flags = 0
-		data += ",upperdir=" + rel(r.Upper) + ",workdir=" + rel(r.Work)
-	}
-	run := aside.Thread
-	if mapped { // on a thread of its own already, which sees what others do not
-		run = func(f func()) { f() }
-	}
-	run(func() { fd, err = s.mountAside(flags, data) })
-	if err != nil {
-		return -1, fmt.Errorf("mount overlay: %w", err)
-	}
-	return fd, nil
-}
-
-func (s *Store) mountAside(flags uintptr, data string) (int, error) {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return -1, err
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return -1, err
-	}
-	if err := unix.Chdir(s.layers); err != nil {
-		return -1, err
-	}
-	if err := unix.Mount("overlay", s.layers, "overlay", flags, data); err != nil {
-		return -1, err
-	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, s.layers, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(tree)
-	return unix.Openat(tree, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }

@@ -88,37 +88,6 @@ func TestBrokenRecord(t *testing.T) {
 	}
 }
 
-// TestOldMount: the way of kernels before 6.5 shows the same.
-func TestOldMount(t *testing.T) {
-	s := open(t)
-	ctx := context.Background()
-	l, err := s.Apply(ctx, "", bytes.NewReader(layertest.Tar(t, layertest.File("a", "1"))))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Create(ctx, "c", l.Chain); err != nil {
-		t.Fatal(err)
-	}
-	r, err := s.Rootfs("c")
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd, err := s.oldMount(r, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := os.NewFile(uintptr(fd), "root")
-	defer f.Close()
-	list, err := f.Readdirnames(-1)
-	if err != nil || len(list) < 2 {
-		t.Errorf("got %v, %v", list, err)
-	}
-	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	if bytes.Contains(mounts, []byte(s.root)) {
-		t.Error("the mount is still in the table")
-	}
-}
-
 // BenchmarkContainer is what layers add to the life of a short container.
 func BenchmarkContainer(b *testing.B) {
 	if os.Getuid() != 0 {

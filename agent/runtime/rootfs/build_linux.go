@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"machine/agent/aside"
 	"machine/agent/runtime/wire"
 )
 
@@ -201,11 +202,11 @@ func newFS(typ, source string, data []string, attrs uint64) (int, error) {
 			err = unix.FsconfigSetFlag(fs, k)
 		}
 		if err != nil {
-			return -1, wire.Fail("option "+d+fsLog(fs), err)
+			return -1, wire.Fail("option "+d+aside.FSLog(fs), err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, wire.Fail("create "+typ+fsLog(fs), err)
+		return -1, wire.Fail("create "+typ+aside.FSLog(fs), err)
 	}
 	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(attrs))
 }

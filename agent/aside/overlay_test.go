@@ -1,4 +1,6 @@
-package rootfs
+//go:build linux
+
+package aside
 
 import (
 	"fmt"
@@ -10,9 +12,6 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"machine/agent/aside"
-	"machine/agent/runtime/wire"
 )
 
 // TestF48OldKernel: 125 layers fit on kernels without "lowerdir+", too, and
@@ -22,7 +21,7 @@ func TestF48OldKernel(t *testing.T) {
 		t.Skip("needs root")
 	}
 	top := t.TempDir()
-	r := &wire.Root{Upper: filepath.Join(top, "c-"+strings.Repeat("a", 64), "diff"), Work: filepath.Join(top, "c-"+strings.Repeat("a", 64), "work")}
+	r := &Overlay{Upper: filepath.Join(top, "c-"+strings.Repeat("a", 64), "diff"), Work: filepath.Join(top, "c-"+strings.Repeat("a", 64), "work")}
 	os.MkdirAll(r.Upper, 0o755)
 	os.MkdirAll(r.Work, 0o755)
 	for i := range 126 {
@@ -31,7 +30,7 @@ func TestF48OldKernel(t *testing.T) {
 		os.WriteFile(filepath.Join(d, fmt.Sprint("f", i)), nil, 0o644)
 		r.Lower = append(r.Lower, d)
 	}
-	fd, err := oldOverlay(r)
+	fd, err := r.oldMount()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,6 +54,33 @@ func TestF48OldKernel(t *testing.T) {
 	}
 }
 
+// An image's layers alone are an overlay, too, which is read-only.
+func TestNoUpper(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	o := &Overlay{Lower: []string{t.TempDir(), t.TempDir()}}
+	os.WriteFile(filepath.Join(o.Lower[1], "f"), nil, 0o644)
+	one := &Overlay{Lower: o.Lower[1:]}
+	for name, mount := range map[string]func() (int, error){"new": o.Mount, "old": o.oldMount, "one directory": one.Mount} {
+		fd, err := mount()
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, "f", &st, 0); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if name == "one directory" { // is itself
+			continue
+		}
+		if err := unix.Mkdirat(fd, "new", 0o755); err != unix.EROFS {
+			t.Errorf("%s: writing got %v", name, err)
+		}
+	}
+}
+
 // TestOldKernelMapped: with mapped ids, too, and files that are made there
 // belong on disk to the namespace's root.
 func TestOldKernelMapped(t *testing.T) {
@@ -69,19 +95,19 @@ func TestOldKernelMapped(t *testing.T) {
 	}
 	defer func() { c.Process.Kill(); c.Wait() }()
 	top := t.TempDir()
-	r := &wire.Root{Lower: []string{filepath.Join(top, "one", "diff"), filepath.Join(top, "two", "diff")}, Upper: filepath.Join(top, "c", "diff"), Work: filepath.Join(top, "c", "work"), Mapped: true}
+	r := &Overlay{Lower: []string{filepath.Join(top, "one", "diff"), filepath.Join(top, "two", "diff")}, Upper: filepath.Join(top, "c", "diff"), Work: filepath.Join(top, "c", "work"), Mapped: true}
 	for _, d := range append([]string{r.Upper, r.Work}, r.Lower...) {
 		os.MkdirAll(d, 0o755)
 	}
 	os.WriteFile(filepath.Join(r.Lower[1], "f"), nil, 0o644)
 	os.Chown(filepath.Join(r.Lower[1], "f"), 7, 8)
-	for _, way := range []func(*wire.Root) (int, error){oldOverlay, Overlay} {
+	for _, way := range []func(*Overlay) (int, error){(*Overlay).oldMount, (*Overlay).Mount} {
 		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", c.Process.Pid))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer ns.Close()
-		err = aside.Mapped(int(ns.Fd()), 100000, 100000, append([]string{filepath.Dir(r.Upper)}, r.Lower...), func() error {
+		err = Mapped(int(ns.Fd()), 100000, 100000, append([]string{filepath.Dir(r.Upper)}, r.Lower...), func() error {
 			fd, err := way(r)
 			if err != nil {
 				return err
