@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -254,10 +255,19 @@ func measured(b *testing.B, r row, s *side) figure {
 	if s == nil {
 		return nil
 	}
+	settle()
 	f, err := r.measure(s)
 	if err != nil {
 		b.Errorf("%s: %v", r.name, err)
 		return nil
 	}
 	return f
+}
+
+// settle waits until the kernel is done with what the other side left: files
+// to write, and network namespaces to take down, one after the other, while
+// none can be made.
+func settle() {
+	exec.Command("sync").Run()
+	time.Sleep(3 * time.Second)
 }
