@@ -28,8 +28,8 @@ func TestF32Check(t *testing.T) {
 	e.Run("run", "-d", "--name", "runs", "busybox", "sleep", "1000")
 	broken := e.Run("create", "--name", "broken", "busybox", "true")
 	pid := pidOf(e, "runs")
-	contains(t, "beside the engine", checkRoot(e, 0), "faults 0 (images 1, layers 1 ")
-	contains(t, "mending beside the engine", checkRoot(e, 2, "--repair"), "is in use by another engine")
+	engine.Contains(t, "beside the engine", checkRoot(e, 0), "faults 0 (images 1, layers 1 ")
+	engine.Contains(t, "mending beside the engine", checkRoot(e, 2, "--repair"), "is in use by another engine")
 	e.Kill()
 	records, err := filepath.Glob(filepath.Join(e.Dir, "data/overlay2/*/layer.json"))
 	if err != nil || len(records) != 1 {
@@ -41,26 +41,26 @@ func TestF32Check(t *testing.T) {
 		}
 	}
 	e.Start()
-	equal(t, "images", e.Run("images", "-q"), "")
-	equal(t, "the one that runs", pidOf(e, "runs"), pid)
+	engine.Equal(t, "images", e.Run("images", "-q"), "")
+	engine.Equal(t, "the one that runs", pidOf(e, "runs"), pid)
 	e.Fails(125, "No such image", "run", "--pull", "never", "busybox", "true")
 	out := checkRoot(e, 1, "--quick")
 	for _, what := range []string{"busybox:latest", "data/broken/", broken + ".json.broken"} {
-		contains(t, "told while it runs", out, what)
+		engine.Contains(t, "told while it runs", out, what)
 	}
 	e.Kill()
 	out = checkRoot(e, 1, "--repair")
-	contains(t, "mended", out, "put back: image busybox:latest")
+	engine.Contains(t, "mended", out, "put back: image busybox:latest")
 	if strings.Count(out, "put back") != 2 {
 		t.Errorf("told:\n%s", out)
 	}
 	e.Start()
-	equal(t, "it works", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
-	equal(t, "the one that runs", pidOf(e, "runs"), pid)
-	equal(t, "the one that runs", e.Run("exec", "runs", "echo", "yes"), "yes")
+	engine.Equal(t, "it works", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
+	engine.Equal(t, "the one that runs", pidOf(e, "runs"), pid)
+	engine.Equal(t, "the one that runs", e.Run("exec", "runs", "echo", "yes"), "yes")
 	e.Kill()
-	contains(t, "let go", checkRoot(e, 0, "--discard"), "deleted")
+	engine.Contains(t, "let go", checkRoot(e, 0, "--discard"), "deleted")
 	e.Start()
-	contains(t, "at the end", checkRoot(e, 0), "faults 0 (images 1, layers 1 ")
+	engine.Contains(t, "at the end", checkRoot(e, 0), "faults 0 (images 1, layers 1 ")
 	e.Audit()
 }

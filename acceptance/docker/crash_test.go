@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"machine/acceptance/engine"
 )
 
 // A running container survives the agent; what ended meanwhile is booked; no
@@ -19,12 +21,12 @@ func TestF29AgentKilled(t *testing.T) {
 		e.Run("exec", "-d", n, "sh", "-c", "sleep 0.7; touch /tmp/go")
 	}
 	e.Restart()
-	equal(t, "pid", e.Run("inspect", "-f", "{{.State.Pid}}", "on"), pid)
+	engine.Equal(t, "pid", e.Run("inspect", "-f", "{{.State.Pid}}", "on"), pid)
 	e.Eventually("the end is booked", func() bool {
 		return e.Run("inspect", "-f", "{{.State.Status}}{{.State.ExitCode}}", "ends") == "exited5"
 	})
 	e.Eventually("--rm is done", func() bool { return e.Try("inspect", "rm").Code != 0 })
-	equal(t, "exec afterwards", e.Run("exec", "on", "echo", "ok"), "ok")
+	engine.Equal(t, "exec afterwards", e.Run("exec", "on", "echo", "ok"), "ok")
 	out, err := e.HostRun("curl", "-s", "-m", "5", "http://127.0.0.1:8080/")
 	if err != nil || out != "hello" {
 		t.Errorf("published port after the restart: %q, %v", out, err)
@@ -63,11 +65,11 @@ func TestF37Reboot(t *testing.T) {
 	e.Kill()
 	e.HostRun("sh", "-c", "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || kill -9 $p; done")
 	e.Start()
-	equal(t, "plain", e.Run("inspect", "-f", "{{.State.Running}}", "plain"), "false")
+	engine.Equal(t, "plain", e.Run("inspect", "-f", "{{.State.Running}}", "plain"), "false")
 	e.Eventually("always is up", func() bool { return e.Run("inspect", "-f", "{{.State.Running}}", "always") == "true" })
-	equal(t, "stopped", e.Run("inspect", "-f", "{{.State.Running}}", "stopped"), "false")
+	engine.Equal(t, "stopped", e.Run("inspect", "-f", "{{.State.Running}}", "stopped"), "false")
 	e.Run("start", "plain")
-	equal(t, "what others made", look(), before)
+	engine.Equal(t, "what others made", look(), before)
 	e.HostRun("sh", "-c", "umount "+filepath.Join(e.Dir, "foreign")+"; ip link del vethother; ip link del docker9; ip netns del other")
 	e.Audit()
 }
@@ -81,7 +83,7 @@ func TestRestartPolicies(t *testing.T) {
 	e.Run("run", "-d", "--name", "ever", "--restart", "always", "busybox", "true")
 	e.Eventually("restarts", func() bool { return e.Run("inspect", "-f", "{{.RestartCount}}", "ever") != "0" })
 	e.Run("stop", "ever")
-	equal(t, "stays stopped", e.Run("inspect", "-f", "{{.State.Status}}", "ever"), "exited")
+	engine.Equal(t, "stays stopped", e.Run("inspect", "-f", "{{.State.Status}}", "ever"), "exited")
 	e.Run("rm", "ever")
 	e.Audit()
 }
@@ -93,24 +95,24 @@ func TestHealth(t *testing.T) {
 	e.Eventually("unhealthy", func() bool { return status() == "unhealthy" })
 	e.Run("exec", "ch", "touch", "/tmp/well")
 	e.Eventually("healthy", func() bool { return status() == "healthy" })
-	contains(t, "ps", e.Run("ps"), "(healthy)")
+	engine.Contains(t, "ps", e.Run("ps"), "(healthy)")
 	e.Audit()
 }
 
 func TestLimits(t *testing.T) {
 	e := start(t)
 	r := e.Try("run", "--name", "oom", "-m", "20m", "--memory-swap", "20m", "busybox", "sh", "-c", "x=a; while :; do x=$x$x; done")
-	equal(t, "code", fmt.Sprint(r.Code), "137")
-	equal(t, "OOMKilled", e.Run("inspect", "-f", "{{.State.OOMKilled}}", "oom"), "true")
+	engine.Equal(t, "code", fmt.Sprint(r.Code), "137")
+	engine.Equal(t, "OOMKilled", e.Run("inspect", "-f", "{{.State.OOMKilled}}", "oom"), "true")
 	e.Run("run", "-d", "--name", "cl", "--cpus", "0.5", "--pids-limit", "20", "-m", "64m", "--ulimit", "nofile=100:200", "--sysctl", "net.ipv4.ip_default_ttl=33", "--shm-size", "8m", "busybox", "sleep", "1000")
-	equal(t, "ulimit", e.Run("exec", "cl", "sh", "-c", "ulimit -n"), "100")
-	equal(t, "sysctl", e.Run("exec", "cl", "cat", "/proc/sys/net/ipv4/ip_default_ttl"), "33")
-	contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "cl"), "64MiB")
+	engine.Equal(t, "ulimit", e.Run("exec", "cl", "sh", "-c", "ulimit -n"), "100")
+	engine.Equal(t, "sysctl", e.Run("exec", "cl", "cat", "/proc/sys/net/ipv4/ip_default_ttl"), "33")
+	engine.Contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}}", "cl"), "64MiB")
 	if got := e.Run("run", "--rm", "-d", "--name", "nolimit", "busybox", "sleep", "1000"); got == "" || strings.Contains(e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "nolimit"), "EiB") {
 		t.Error("a container without a limit has more memory than the host")
 	}
 	e.Run("update", "-m", "96m", "--memory-swap", "96m", "cl")
-	contains(t, "updated", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "cl"), "96MiB")
+	engine.Contains(t, "updated", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "cl"), "96MiB")
 	if e.Try("exec", "cl", "sh", "-c", "for i in $(seq 30); do sleep 5 & done; wait").Code == 0 {
 		t.Error("more processes than the limit")
 	}
@@ -131,8 +133,8 @@ func TestEvents(t *testing.T) {
 		out := e.Run("events", "--since", since, "--until", until, "--filter", "container="+name, "--format", "{{.Action}}")
 		return strings.Join(strings.Fields(out), " ")
 	}
-	equal(t, "run", seq("first"), "create attach start die")
-	equal(t, "restart and rm -f", seq("second"), "create start kill kill die stop start restart kill die destroy")
-	contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=first"), "k=v")
+	engine.Equal(t, "run", seq("first"), "create attach start die")
+	engine.Equal(t, "restart and rm -f", seq("second"), "create start kill kill die stop start restart kill die destroy")
+	engine.Contains(t, "attributes", e.Run("events", "--since", since, "--until", until, "--filter", "event=die", "--filter", "container=first"), "k=v")
 	e.Audit()
 }

@@ -17,17 +17,17 @@ func TestSkopeoDaemon(t *testing.T) {
 	id := layered(e)
 	socket := "unix://" + e.AgentSocket()
 	from, to := []string{"--src-daemon-host", socket}, []string{"--dest-daemon-host", socket}
-	contains(t, "inspect", tool(e, "skopeo", "--insecure-policy", "inspect", "--daemon-host", socket, "docker-daemon:new:1"), `"Architecture": "amd64"`)
+	engine.Contains(t, "inspect", tool(e, "skopeo", "--insecure-policy", "inspect", "--daemon-host", socket, "docker-daemon:new:1"), `"Architecture": "amd64"`)
 	skopeo(e, "docker-daemon:new:1", "oci:"+e.Dir+"/layout:1", from...)
 	skopeo(e, "docker-daemon:"+id, "docker-archive:"+e.Dir+"/byid.tar", from...)
 	skopeo(e, "docker-daemon:new:1", "docker-daemon:copied:1", append(from, to...)...)
-	equal(t, "the same image", e.Run("inspect", "-f", "{{.Id}}", "copied:1"), id)
+	engine.Equal(t, "the same image", e.Run("inspect", "-f", "{{.Id}}", "copied:1"), id)
 	e.Run("rmi", "-f", "copied:1", "new:1", "new:0")
 	skopeo(e, "oci:"+e.Dir+"/layout:1", "docker-daemon:laid:1", to...)
 	saysLayered(t, e, "laid:1")
 	e.Run("rmi", "-f", "laid:1")
 	skopeo(e, "docker-archive:"+e.Dir+"/byid.tar", "docker-daemon:new:1", to...)
-	equal(t, "the same image", e.Run("inspect", "-f", "{{.Id}}", "new:1"), id)
+	engine.Equal(t, "the same image", e.Run("inspect", "-f", "{{.Id}}", "new:1"), id)
 
 	if _, err := os.Stat("/usr/bin/buildah"); err != nil {
 		t.Skip(err)
@@ -45,7 +45,7 @@ func TestSkopeoDaemon(t *testing.T) {
 	}
 	buildah("bud", "--signature-policy", policy, "-t", "built:1", filepath.Dir(file))
 	buildah("push", "--signature-policy", policy, "built:1", "docker-daemon:built:1")
-	equal(t, "what buildah has built", e.Run("run", "--rm", "--network", "none", "built:1", "sh", "-c", "cat /built; ls /d"), "built\nlink\nmore")
+	engine.Equal(t, "what buildah has built", e.Run("run", "--rm", "--network", "none", "built:1", "sh", "-c", "cat /built; ls /d"), "built\nlink\nmore")
 	e.Audit()
 }
 
@@ -69,21 +69,21 @@ func TestManifestList(t *testing.T) {
 	}
 	manifest("create", "--insecure", list, reg+"/box:amd64", reg+"/box:arm64")
 	manifest("push", "--insecure", list)
-	contains(t, "inspect", manifest("inspect", "--insecure", list), `"architecture": "arm64"`)
+	engine.Contains(t, "inspect", manifest("inspect", "--insecure", list), `"architecture": "arm64"`)
 	id := e.Run("inspect", "-f", "{{.Id}}", "busybox")
 	e.Run("rmi", reg+"/box:amd64", reg+"/box:arm64")
 	e.Run("pull", list)
-	equal(t, "this host's", e.Run("inspect", "-f", "{{.Id}}", list), id)
+	engine.Equal(t, "this host's", e.Run("inspect", "-f", "{{.Id}}", list), id)
 	e.Run("pull", "-q", "--platform", "linux/arm64", list)
-	equal(t, "the other", e.Run("inspect", "-f", "{{.Architecture}} {{.Config.Labels.other}}", list), "arm64 yes")
+	engine.Equal(t, "the other", e.Run("inspect", "-f", "{{.Architecture}} {{.Config.Labels.other}}", list), "arm64 yes")
 	e.Fails(1, "no match", "pull", "--platform", "linux/s390x", list)
 	e.Run("rmi", list)
 	for i, format := range [][]string{{"--all"}, {"--all", "--dest-compress-format", "zstd"}, {"--dest-oci-accept-uncompressed-layers", "--dest-decompress"}} {
 		archive := filepath.Join(e.Dir, "all"+itoa(i)+".tar")
 		skopeo(e, "docker://"+list, "oci-archive:"+archive+":all:"+itoa(i), format...)
-		contains(t, "load", e.Run("load", "-i", archive), "Loaded image: all:"+itoa(i))
-		equal(t, "this host's", e.Run("inspect", "-f", "{{.Architecture}}", "all:"+itoa(i)), "amd64")
-		equal(t, "it runs", e.Run("run", "--rm", "--network", "none", "all:"+itoa(i), "echo", "hello"), "hello")
+		engine.Contains(t, "load", e.Run("load", "-i", archive), "Loaded image: all:"+itoa(i))
+		engine.Equal(t, "this host's", e.Run("inspect", "-f", "{{.Architecture}}", "all:"+itoa(i)), "amd64")
+		engine.Equal(t, "it runs", e.Run("run", "--rm", "--network", "none", "all:"+itoa(i), "echo", "hello"), "hello")
 	}
 	stop()
 	e.Audit()
@@ -123,7 +123,7 @@ func TestDebianEngine(t *testing.T) {
 	b("load", "-i", filepath.Join(e.Dir, "ours.tar"))
 	ours("load", "-i", filepath.Join(e.Dir, "theirs.tar"))
 	for _, name := range []string{"ours", "theirs"} {
-		equal(t, "id of "+name, ours("inspect", "-f", "{{.Id}}{{.RootFS.Layers}}", name), b("inspect", "-f", "{{.Id}}{{.RootFS.Layers}}", name))
+		engine.Equal(t, "id of "+name, ours("inspect", "-f", "{{.Id}}{{.RootFS.Layers}}", name), b("inspect", "-f", "{{.Id}}{{.RootFS.Layers}}", name))
 		mine, theirs := listing(e, ours, name), listing(e, b, name)
 		for i := range max(len(mine), len(theirs)) {
 			if i >= len(mine) || i >= len(theirs) || mine[i] != theirs[i] {
@@ -131,7 +131,7 @@ func TestDebianEngine(t *testing.T) {
 				break
 			}
 		}
-		contains(t, "a capability", strings.Join(mine, "\n"), "security.capability")
+		engine.Contains(t, "a capability", strings.Join(mine, "\n"), "security.capability")
 	}
 	stop()
 	e.Audit()

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"testing"
+
+	"machine/acceptance/engine"
 )
 
 // TestExportRunning: an export of a running or paused container is of the root
@@ -48,7 +50,7 @@ func TestExportRunning(t *testing.T) {
 				t.Errorf("%s: owner %d:%d", state, h.Uid, h.Gid)
 			}
 		}
-		equal(t, state+": a file", files["file"], "mine\n")
+		engine.Equal(t, state+": a file", files["file"], "mine\n")
 		for _, name := range []string{"proc/", "sys/", "dev/", "dev/pts/", "dev/shm/", "vol/", "scratch/", "bound", "etc/hosts", "etc/resolv.conf", "etc/hostname", "a/", "var/www/"} {
 			if text, ok := files[name]; !ok || text != "" {
 				t.Errorf("%s: %s: got %q, %v", state, name, text, ok)

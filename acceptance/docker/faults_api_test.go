@@ -24,7 +24,7 @@ func TestF41FrozenStop(t *testing.T) {
 	e.Run("run", "-d", "--name", "still", "busybox", "sleep", "1000")
 	e.HostRun("kill", "-STOP", pidOf(e, "still"))
 	e.Run("stop", "-t", "1", "still")
-	equal(t, "a stopped process", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "still"), "exited 137")
+	engine.Equal(t, "a stopped process", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "still"), "exited 137")
 	freezer := freezerOf(e, id)
 	if freezer == "" {
 		t.Skip("no freezer to freeze behind the agent's back")
@@ -45,16 +45,16 @@ func TestF41FrozenStop(t *testing.T) {
 		case r := <-stopped:
 			done = true
 			if r.Code != 0 {
-				contains(t, "stop that failed", r.Err, "did not receive an exit event")
+				engine.Contains(t, "stop that failed", r.Err, "did not receive an exit event")
 			}
 		case <-deadline:
 			t.Fatal("stop does not return")
 		default:
-			contains(t, "ps", e.Run("ps", "-a", "--format", "{{.Names}}"), "ice")
+			engine.Contains(t, "ps", e.Run("ps", "-a", "--format", "{{.Names}}"), "ice")
 			e.Run("inspect", "ice")
 		}
 	}
-	equal(t, "others start", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
+	engine.Equal(t, "others start", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
 	os.WriteFile(freezer, []byte(thawed), 0o644)
 	e.Eventually("once it can, it dies", func() bool { return status(e, "ice") == "exited" })
 	e.Audit()
@@ -178,7 +178,7 @@ func TestF45Slowloris(t *testing.T) {
 			t.Fatalf("ping beside slow clients: %d, %v", code, err)
 		}
 	}
-	equal(t, "a container", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
+	engine.Equal(t, "a container", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
 	limit := time.Now().Add(60 * time.Second) // the agent's own is some ten
 	for i, c := range conns {
 		if i%5 == 0 {
@@ -301,7 +301,7 @@ func TestF46BadRequests(t *testing.T) {
 		io.Copy(io.Discard, c)
 		c.Close()
 	}
-	contains(t, "still there", e.Run("ps", "-a"), "there")
+	engine.Contains(t, "still there", e.Run("ps", "-a"), "there")
 	e.Audit()
 }
 
@@ -317,15 +317,15 @@ func TestF49Names(t *testing.T) {
 		if code, out, err := call(e, "POST", "/containers/create?name="+name, body); code != 201 {
 			t.Errorf("name %s: %d, %v: %s", name, code, err, out)
 		}
-		equal(t, "found", e.Run("inspect", "-f", "{{.Name}}", name), "/"+name)
+		engine.Equal(t, "found", e.Run("inspect", "-f", "{{.Name}}", name), "/"+name)
 	}
 	first := e.Run("create", "busybox", "true")
 	second := e.Run("create", "--name", first[:12], "busybox", "true")
-	equal(t, "id", e.Run("inspect", "-f", "{{.Id}}", first), first)
-	equal(t, "a name goes before the start of an id", e.Run("inspect", "-f", "{{.Id}}", first[:12]), second)
-	equal(t, "the start of an id", e.Run("inspect", "-f", "{{.Id}}", first[:13]), first)
+	engine.Equal(t, "id", e.Run("inspect", "-f", "{{.Id}}", first), first)
+	engine.Equal(t, "a name goes before the start of an id", e.Run("inspect", "-f", "{{.Id}}", first[:12]), second)
+	engine.Equal(t, "the start of an id", e.Run("inspect", "-f", "{{.Id}}", first[:13]), first)
 	if r := e.Try("create", "--name", first, "busybox", "true"); r.Code == 0 {
-		equal(t, "an id goes before a name", e.Run("inspect", "-f", "{{.Id}}", first), first)
+		engine.Equal(t, "an id goes before a name", e.Run("inspect", "-f", "{{.Id}}", first), first)
 	}
 	for _, name := range []string{"../x", "a/b", "a b", ".", "..", strings.Repeat("y", 300)} {
 		if e.Try("volume", "create", name).Code == 0 {
@@ -338,6 +338,6 @@ func TestF49Names(t *testing.T) {
 		}
 	}
 	e.Restart()
-	equal(t, "after a restart", e.Run("inspect", "-f", "{{.Id}}", first[:12]), second)
+	engine.Equal(t, "after a restart", e.Run("inspect", "-f", "{{.Id}}", first[:12]), second)
 	e.Audit()
 }

@@ -88,11 +88,11 @@ func TestF31PowerCut(t *testing.T) {
 		e.Start()
 		for i := range round + 1 {
 			n := fmt.Sprintf("c%d", i)
-			equal(t, "after cut "+itoa(round)+" "+n, status(e, n), "exited")
-			equal(t, "volume", e.Run("volume", "inspect", "-f", "{{.Name}}", n), n)
+			engine.Equal(t, "after cut "+itoa(round)+" "+n, status(e, n), "exited")
+			engine.Equal(t, "volume", e.Run("volume", "inspect", "-f", "{{.Name}}", n), n)
 		}
 		e.Run("start", name)
-		equal(t, "it works", e.Run("exec", name, "echo", "yes"), "yes")
+		engine.Equal(t, "it works", e.Run("exec", name, "echo", "yes"), "yes")
 		if e.Try("inspect", "half").Code == 0 {
 			e.Run("start", "half")
 			e.Run("rm", "-f", "half")
@@ -137,11 +137,11 @@ func TestF34SyncFailed(t *testing.T) {
 		if r := e.Try("rename", "old", "renamed"); r.Code == 0 {
 			t.Errorf("%s: renamed, and the disk does not have it", c.call)
 		}
-		equal(t, c.call+": listed", e.Run("ps", "-a", "--format", "{{.Names}}"), "old")
+		engine.Equal(t, c.call+": listed", e.Run("ps", "-a", "--format", "{{.Names}}"), "old")
 		e.Kill()
 		fail.Wait()
 		e.Start()
-		equal(t, c.call+": after a restart", e.Run("ps", "-a", "--format", "{{.Names}} {{.ID}}"), "old "+id[:12])
+		engine.Equal(t, c.call+": after a restart", e.Run("ps", "-a", "--format", "{{.Names}} {{.ID}}"), "old "+id[:12])
 		e.Run("rm", e.Run("create", "--name", "new", "busybox", "true"))
 	}
 	e.Audit()
@@ -210,7 +210,7 @@ func TestF48Layers(t *testing.T) {
 	if code, out := load(125); code != http.StatusOK || strings.Contains(out, "error") {
 		t.Fatalf("125 layers: %d %s", code, out)
 	}
-	equal(t, "files of 125 layers", e.Run("run", "--name", "top", "deep:125", "/bin/sh", "-c", "echo /f* | wc -w"), "125")
+	engine.Equal(t, "files of 125 layers", e.Run("run", "--name", "top", "deep:125", "/bin/sh", "-c", "echo /f* | wc -w"), "125")
 	for _, n := range []int{126, 127, 400} {
 		if _, out := load(n); !strings.Contains(out, "max depth exceeded") {
 			t.Errorf("%d layers: %s", n, out)

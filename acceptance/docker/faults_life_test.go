@@ -24,12 +24,12 @@ func TestF39OutOfMemory(t *testing.T) {
 	grow := "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"
 	e.Run("run", "-d", "--name", "by", "-m", "24m", "--memory-swap", "24m", "busybox", "sleep", "1000")
 	r := e.Try("run", "--name", "oom", "-m", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", grow)
-	equal(t, "exit code", itoa(r.Code), "137")
-	equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}", "oom"), "exited 137 true")
+	engine.Equal(t, "exit code", itoa(r.Code), "137")
+	engine.Equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}}", "oom"), "exited 137 true")
 	until := e.Run("info", "-f", "{{.SystemTime}}")
-	equal(t, "events", strings.Join(strings.Fields(e.Run("events", "--since", since, "--until", until, "--filter", "container=oom", "--format", "{{.Action}}")), " "), "create attach start oom die")
-	equal(t, "an exec without memory", itoa(e.Try("exec", "by", "sh", "-c", grow).Code), "137")
-	equal(t, "its container", status(e, "by"), "running")
+	engine.Equal(t, "events", strings.Join(strings.Fields(e.Run("events", "--since", since, "--until", until, "--filter", "container=oom", "--format", "{{.Action}}")), " "), "create attach start oom die")
+	engine.Equal(t, "an exec without memory", itoa(e.Try("exec", "by", "sh", "-c", grow).Code), "137")
+	engine.Equal(t, "its container", status(e, "by"), "running")
 	e.Eventually("it is told while the container lives", func() bool {
 		now := e.Run("info", "-f", "{{.SystemTime}}")
 		return e.Run("events", "--since", since, "--until", now, "--filter", "container=by", "--filter", "event=oom", "--format", "{{.Action}}") == "oom" &&
@@ -37,7 +37,7 @@ func TestF39OutOfMemory(t *testing.T) {
 	})
 	e.Run("start", "oom")
 	e.Eventually("it dies again", func() bool { return status(e, "oom") == "exited" })
-	equal(t, "the agent", itoa(e.AgentPid()), itoa(agent))
+	engine.Equal(t, "the agent", itoa(e.AgentPid()), itoa(agent))
 	e.Audit()
 }
 
@@ -53,7 +53,7 @@ func TestF40ForkBomb(t *testing.T) {
 		t.Fatalf("limits of processes: %v", m)
 	}
 	b, _ := os.ReadFile(m[0])
-	equal(t, "limit by default", strings.TrimSpace(string(b)), "4096")
+	engine.Equal(t, "limit by default", strings.TrimSpace(string(b)), "4096")
 	e.Run("run", "-d", "--name", "bomb", "--pids-limit", "200", "busybox", "sh", "-c", "b() { b | b & }; b; sleep 1000")
 	e.Eventually("the bomb went off", func() bool {
 		return atoi(t, e.Run("stats", "--no-stream", "--format", "{{.PIDs}}", "bomb")) > 100 || e.Run("logs", "bomb") != "" || strings.Contains(e.Try("logs", "bomb").Err, "fork")
@@ -61,8 +61,8 @@ func TestF40ForkBomb(t *testing.T) {
 	if n := atoi(t, e.Run("stats", "--no-stream", "--format", "{{.PIDs}}", "bomb")); n > 200 {
 		t.Errorf("%d processes, 200 are allowed", n)
 	}
-	equal(t, "a neighbour", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
-	contains(t, "ps", e.Run("ps"), "bomb")
+	engine.Equal(t, "a neighbour", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
+	engine.Contains(t, "ps", e.Run("ps"), "bomb")
 	e.Run("rm", "-f", "bomb")
 	e.Audit()
 }
@@ -150,7 +150,7 @@ func TestF50Addresses(t *testing.T) {
 		if ids := strings.Fields(e.Run("ps", "-aq")); len(ids) > 0 {
 			e.Run(append([]string{"rm", "-f"}, ids...)...)
 		}
-		equal(t, "endpoints", e.Run("network", "inspect", "-f", "{{len .Containers}}", "small"), "0")
+		engine.Equal(t, "endpoints", e.Run("network", "inspect", "-f", "{{len .Containers}}", "small"), "0")
 	}
 	for round := range 16 {
 		killed := round%5 == 2
@@ -224,8 +224,8 @@ func TestF51PortHeld(t *testing.T) {
 		return out != ""
 	})
 	e.Fails(125, "address already in use", "run", "-d", "--name", "want", "-p", "9091:81", "-p", "9090:80", "busybox", "sleep", "1000")
-	equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}} {{.State.Pid}} {{.NetworkSettings.SandboxKey}}", "want"), "created 0")
-	equal(t, "endpoints", e.Run("network", "inspect", "-f", "{{len .Containers}}", "bridge"), "0")
+	engine.Equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}} {{.State.Pid}} {{.NetworkSettings.SandboxKey}}", "want"), "created 0")
+	engine.Equal(t, "endpoints", e.Run("network", "inspect", "-f", "{{len .Containers}}", "bridge"), "0")
 	if left, _ := filepath.Glob(filepath.Join(e.Dir, "run/tasks/*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -234,7 +234,7 @@ func TestF51PortHeld(t *testing.T) {
 	e.HostRun("sh", "-c", "kill -9 $(cat "+pidfile+")")
 	c.Wait()
 	e.Run("start", "want")
-	contains(t, "published now", e.Run("port", "want"), "0.0.0.0:9090")
+	engine.Contains(t, "published now", e.Run("port", "want"), "0.0.0.0:9090")
 	e.Audit()
 }
 
@@ -247,7 +247,7 @@ func TestF52VolumeBusy(t *testing.T) {
 		t.Helper()
 		e.Fails(1, "in use", "volume", "rm", "busy")
 		e.Run("volume", "prune", "-a", "-f")
-		equal(t, when, e.Run("volume", "ls", "-q"), "busy")
+		engine.Equal(t, when, e.Run("volume", "ls", "-q"), "busy")
 	}
 	busy("running")
 	e.Restart()
@@ -256,7 +256,7 @@ func TestF52VolumeBusy(t *testing.T) {
 	busy("stopped")
 	e.Restart()
 	busy("stopped, after a restart")
-	equal(t, "content", e.Run("run", "--rm", "-v", "busy:/d", "busybox", "cat", "/d/f"), "kept")
+	engine.Equal(t, "content", e.Run("run", "--rm", "-v", "busy:/d", "busybox", "cat", "/d/f"), "kept")
 	e.Run("rm", "user")
 	e.Run("volume", "rm", "busy")
 	e.Audit()
@@ -277,19 +277,19 @@ func TestF53KeptOverRestart(t *testing.T) {
 	pid := pidOf(e, "paused")
 	for range 2 {
 		e.Restart()
-		equal(t, "paused", e.Run("inspect", "-f", "{{.State.Status}} {{.State.Paused}} {{.State.Pid}}", "paused"), "paused true "+pid)
+		engine.Equal(t, "paused", e.Run("inspect", "-f", "{{.State.Status}} {{.State.Paused}} {{.State.Pid}}", "paused"), "paused true "+pid)
 		e.Fails(1, "is paused", "exec", "paused", "true")
-		equal(t, "stopped", status(e, "stopped"), "exited")
-		equal(t, "killed", status(e, "killed"), "exited")
-		equal(t, "limit", e.Run("inspect", "-f", "{{.HostConfig.Memory}}", "trap"), itoa(64<<20))
+		engine.Equal(t, "stopped", status(e, "stopped"), "exited")
+		engine.Equal(t, "killed", status(e, "killed"), "exited")
+		engine.Equal(t, "limit", e.Run("inspect", "-f", "{{.HostConfig.Memory}}", "trap"), itoa(64<<20))
 	}
 	e.Run("unpause", "paused")
-	equal(t, "thawed", e.Run("exec", "paused", "echo", "yes"), "yes")
+	engine.Equal(t, "thawed", e.Run("exec", "paused", "echo", "yes"), "yes")
 	e.Run("pause", "paused")
 	e.Restart()
 	e.Run("stop", "-t", "0", "paused")
 	e.Run("stop", "trap")
-	equal(t, "ended by its own signal", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}", "trap"), "exited 7 0")
+	engine.Equal(t, "ended by its own signal", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}", "trap"), "exited 7 0")
 	e.Audit()
 }
 
@@ -305,9 +305,9 @@ func TestF54Upgrade(t *testing.T) {
 		e.Terminate()
 		e.Start()
 	}
-	equal(t, "runs on", e.Run("inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}}", "on"), pid+" "+started+" 0")
-	equal(t, "exec", e.Run("exec", "on", "echo", "yes"), "yes")
-	equal(t, "name", e.Run("run", "--rm", "--network", "net", "busybox", "wget", "-qO-", "http://on/"), "hello")
+	engine.Equal(t, "runs on", e.Run("inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}} {{.RestartCount}}", "on"), pid+" "+started+" 0")
+	engine.Equal(t, "exec", e.Run("exec", "on", "echo", "yes"), "yes")
+	engine.Equal(t, "name", e.Run("run", "--rm", "--network", "net", "busybox", "wget", "-qO-", "http://on/"), "hello")
 	out, err := e.HostRun("curl", "-s", "-m", "5", "http://127.0.0.1:8080/")
 	if err != nil || out != "hello" {
 		t.Errorf("published port: %q, %v", out, err)

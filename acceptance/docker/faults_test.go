@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"machine/acceptance/engine"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -29,19 +31,19 @@ func TestF30ShimKilled(t *testing.T) {
 	e.Run("run", "-d", "--name", "other", "busybox", "sleep", "1003")
 	e.HostRun("kill", "-9", shimOf(e, "seen"))
 	e.Eventually("the container is dead", func() bool { return status(e, "seen") == "exited" })
-	equal(t, "exit code", e.Run("inspect", "-f", "{{.State.ExitCode}} {{.State.Pid}} {{.State.OOMKilled}}", "seen"), "137 0 false")
+	engine.Equal(t, "exit code", e.Run("inspect", "-f", "{{.State.ExitCode}} {{.State.Pid}} {{.State.OOMKilled}}", "seen"), "137 0 false")
 	e.Run("start", "seen")
-	contains(t, "its port was free again", e.Run("port", "seen"), "80/tcp -> 0.0.0.0:8080")
+	engine.Contains(t, "its port was free again", e.Run("port", "seen"), "80/tcp -> 0.0.0.0:8080")
 	shim := shimOf(e, "later")
 	e.Kill()
 	e.HostRun("kill", "-9", shim)
 	e.Start()
-	equal(t, "found later", status(e, "later"), "exited")
+	engine.Equal(t, "found later", status(e, "later"), "exited")
 	e.Eventually("none of its processes is left", func() bool {
 		out, _ := e.HostRun("pgrep", "-f", "^sleep 100[12]$")
 		return out == ""
 	})
-	equal(t, "the others live", status(e, "other")+status(e, "seen"), "runningrunning")
+	engine.Equal(t, "the others live", status(e, "other")+status(e, "seen"), "runningrunning")
 	e.Run("start", "later")
 	e.Audit()
 }
@@ -71,9 +73,9 @@ func TestF32BrokenRecords(t *testing.T) {
 		i++
 	}
 	e.Start()
-	equal(t, "the other one", e.Run("ps", "-a", "--format", "{{.Names}}"), "fine")
-	equal(t, "runs on", pidOf(e, "fine"), pid)
-	equal(t, "and works", e.Run("exec", "fine", "echo", "yes"), "yes")
+	engine.Equal(t, "the other one", e.Run("ps", "-a", "--format", "{{.Names}}"), "fine")
+	engine.Equal(t, "runs on", pidOf(e, "fine"), pid)
+	engine.Equal(t, "and works", e.Run("exec", "fine", "echo", "yes"), "yes")
 	for _, f := range files {
 		if _, err := os.Stat(f + ".broken"); err != nil {
 			t.Errorf("a broken record was not set aside: %v", err)
@@ -84,10 +86,10 @@ func TestF32BrokenRecords(t *testing.T) {
 		os.Remove(f + ".broken")
 	}
 	for name := range garbage { // its name is free, and nothing of it is in the way
-		equal(t, name, e.Run("run", "--name", name, "busybox", "echo", name), name)
+		engine.Equal(t, name, e.Run("run", "--name", name, "busybox", "echo", name), name)
 	}
 	e.Restart()
-	equal(t, "afterwards", fmt.Sprint(len(strings.Fields(e.Run("ps", "-aq")))), fmt.Sprint(len(garbage)+1))
+	engine.Equal(t, "afterwards", fmt.Sprint(len(strings.Fields(e.Run("ps", "-aq")))), fmt.Sprint(len(garbage)+1))
 	e.Audit()
 }
 
@@ -132,24 +134,24 @@ func TestF33DiskFull(t *testing.T) {
 	e.Run("exec", "keep", "sh", "-c", "dd if=/dev/zero of=/fill bs=64k 2>/dev/null; dd if=/dev/zero of=/fill2 bs=1 count=4096 2>/dev/null; true")
 	pid := e.AgentPid()
 	full, _ := e.HostRun("sh", "-c", "df -k "+data+" | tail -1 | awk '{print $4}'")
-	equal(t, "space left", full, "0")
+	engine.Equal(t, "space left", full, "0")
 	if r := e.Try("run", "--name", "more", "busybox", "sh", "-c", "dd if=/dev/zero of=/x bs=1M count=1"); r.Code == 0 {
 		t.Error("a container wrote a megabyte to a full disk")
 	}
-	equal(t, "listed", fmt.Sprint(strings.Contains(e.Run("ps", "-a"), "keep")), "true")
+	engine.Equal(t, "listed", fmt.Sprint(strings.Contains(e.Run("ps", "-a"), "keep")), "true")
 	e.Run("stop", "-t", "0", "stops")
-	equal(t, "stopped", e.Run("inspect", "-f", "{{.State.Running}}", "stops"), "false")
+	engine.Equal(t, "stopped", e.Run("inspect", "-f", "{{.State.Running}}", "stops"), "false")
 	e.Run("kill", "keep")
 	e.Eventually("the end is seen", func() bool { return e.Run("inspect", "-f", "{{.State.Running}}", "keep") == "false" })
 	e.Run("rm", "idle")
 	e.Run("volume", "rm", "spare")
 	e.Run("container", "prune", "-f")
 	e.Run("volume", "prune", "-a", "-f")
-	equal(t, "all gone", e.Run("ps", "-aq"), "")
-	equal(t, "the agent lived", fmt.Sprint(e.AgentPid()), fmt.Sprint(pid))
-	equal(t, "space is back", e.Run("run", "--rm", "busybox", "sh", "-c", "dd if=/dev/zero of=/x bs=1M count=8 2>/dev/null && echo yes"), "yes")
+	engine.Equal(t, "all gone", e.Run("ps", "-aq"), "")
+	engine.Equal(t, "the agent lived", fmt.Sprint(e.AgentPid()), fmt.Sprint(pid))
+	engine.Equal(t, "space is back", e.Run("run", "--rm", "busybox", "sh", "-c", "dd if=/dev/zero of=/x bs=1M count=8 2>/dev/null && echo yes"), "yes")
 	e.Restart()
-	equal(t, "after a restart", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
+	engine.Equal(t, "after a restart", e.Run("run", "--rm", "busybox", "echo", "yes"), "yes")
 	if out, _ := e.HostRun("ls", data+"/containers", data+"/records/containers"); strings.Contains(out, "json") {
 		t.Errorf("left behind: %s", out)
 	}

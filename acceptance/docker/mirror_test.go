@@ -146,21 +146,21 @@ func TestMirrorsAndProxies(t *testing.T) {
 	}
 
 	configure(fmt.Sprintf(`{"registry-mirrors": ["http://%s"]}`, mirror.addr))
-	contains(t, "info", e.Run("info"), "http://"+mirror.addr+"/")
+	engine.Contains(t, "info", e.Run("info"), "http://"+mirror.addr+"/")
 	mirror.reset(0)
 	e.Run("pull", "box:1")
-	equal(t, "the mirror's image", e.Run("inspect", "-f", "{{.Id}} {{.RepoTags}}", "box:1"), id+" [box:1]")
+	engine.Equal(t, "the mirror's image", e.Run("inspect", "-f", "{{.Id}} {{.RepoTags}}", "box:1"), id+" [box:1]")
 	if n, _ := mirror.seen(); n == 0 {
 		t.Error("nothing came from the mirror")
 	}
-	equal(t, "the hub was asked", h.requests(), "")
+	engine.Equal(t, "the hub was asked", h.requests(), "")
 
 	// A mirror that is away, and one that has nothing.
 	for _, m := range []string{"http://127.0.0.1:1", "http://" + mirror.addr + "/nothing/here"} {
 		configure(fmt.Sprintf(`{"registry-mirrors": [%q], "proxies": {"https-proxy": "http://%s", "http-proxy": "http://127.0.0.1:2", "no-proxy": "127.0.0.0/8"}}`, m, h.addr))
 		e.Run("pull", "origin/box:2")
-		equal(t, "the hub's image", e.Run("inspect", "-f", "{{.Id}}", "origin/box:2"), id)
-		contains(t, "the hub heard", h.requests(), "GET registry-1.docker.io/v2/origin/box/manifests/2")
+		engine.Equal(t, "the hub's image", e.Run("inspect", "-f", "{{.Id}}", "origin/box:2"), id)
+		engine.Contains(t, "the hub heard", h.requests(), "GET registry-1.docker.io/v2/origin/box/manifests/2")
 	}
 	// Without the authority nothing is believed.
 	if out, err := e.HostRun("rm", "-r", "/etc/docker/certs.d"); err != nil {
@@ -183,11 +183,11 @@ func TestCrossRepositoryMount(t *testing.T) {
 	e.Run("commit", "cc", name)
 	e.Run("push", name)
 	first := h.requests()
-	contains(t, "the first push", first, "PUT "+h.addr+"/v2/one/box/blobs/uploads/")
+	engine.Contains(t, "the first push", first, "PUT "+h.addr+"/v2/one/box/blobs/uploads/")
 	e.Run("tag", name, h.addr+"/two/box:1")
-	contains(t, "the client is told", e.Run("push", h.addr+"/two/box:1"), "Mounted from one/box")
+	engine.Contains(t, "the client is told", e.Run("push", h.addr+"/two/box:1"), "Mounted from one/box")
 	second := h.requests()
-	contains(t, "the second push", second, "POST "+h.addr+"/v2/two/box/blobs/uploads/?from=one%2Fbox&mount=sha256")
+	engine.Contains(t, "the second push", second, "POST "+h.addr+"/v2/two/box/blobs/uploads/?from=one%2Fbox&mount=sha256")
 	if strings.Count(second, "PATCH ") > 1 { // of the configuration, which is no layer
 		t.Errorf("a layer travelled again:\n%s", second)
 	}
@@ -199,12 +199,12 @@ func TestCrossRepositoryMount(t *testing.T) {
 		deep = e.Run("commit", id)
 		e.Run("rm", id)
 	}
-	equal(t, "layers", e.Run("inspect", "-f", "{{len .RootFS.Layers}}", deep), "124")
-	equal(t, "files of all of them", e.Run("run", "--rm", deep, "sh", "-c", "ls / | grep -c layer"), "123")
+	engine.Equal(t, "layers", e.Run("inspect", "-f", "{{len .RootFS.Layers}}", deep), "124")
+	engine.Equal(t, "files of all of them", e.Run("run", "--rm", deep, "sh", "-c", "ls / | grep -c layer"), "123")
 	id := e.Run("create", deep, "true")
 	e.Run("cp", filepath.Join(e.Dir, "agent.pid"), id+":/last")
 	last := e.Run("commit", id)
-	equal(t, "files of all of them", e.Run("run", "--rm", last, "sh", "-c", "ls / | grep -c layer; ls /last"), "123\n/last")
+	engine.Equal(t, "files of all of them", e.Run("run", "--rm", last, "sh", "-c", "ls / | grep -c layer; ls /last"), "123\n/last")
 	over := e.Run("create", last, "true")
 	e.Run("cp", filepath.Join(e.Dir, "agent.pid"), over+":/over")
 	e.Fails(1, "max depth exceeded", "commit", over)

@@ -46,7 +46,7 @@ const layeredSays = "new\nmore\n/d:\nfifo\nlink\nmore\n\n/etc:"
 
 func saysLayered(t *testing.T, e *engine.Engine, name string) {
 	t.Helper()
-	contains(t, name, e.Run("run", "--rm", name), layeredSays)
+	engine.Contains(t, name, e.Run("run", "--rm", name), layeredSays)
 }
 
 // TestSkopeoRegistry: images that we push are copied by skopeo, and what it
@@ -62,7 +62,7 @@ func TestSkopeoRegistry(t *testing.T) {
 	skopeo(e, "oci:"+e.Dir+"/layout:1", "docker://"+reg+"/their/zstd:1", "--format", "oci")
 	e.Run("rmi", "-f", id)
 	e.Run("pull", reg+"/their/box:1")
-	equal(t, "same image", e.Run("inspect", "-f", "{{.Id}}", reg+"/their/box:1"), id)
+	engine.Equal(t, "same image", e.Run("inspect", "-f", "{{.Id}}", reg+"/their/box:1"), id)
 	saysLayered(t, e, reg+"/their/box:1")
 	e.Run("rmi", "-f", id, "new:0")
 	e.Run("pull", reg+"/their/zstd:1")
@@ -92,8 +92,8 @@ func TestSkopeoArchives(t *testing.T) {
 		got = strings.TrimPrefix(got, "Loaded image ID: ")
 		saysLayered(t, e, got)
 		if i == 1 {
-			equal(t, "same image", e.Run("inspect", "-f", "{{.Id}}", got), id)
-			equal(t, "its name", got, "their:1")
+			engine.Equal(t, "same image", e.Run("inspect", "-f", "{{.Id}}", got), id)
+			engine.Equal(t, "its name", got, "their:1")
 		}
 		id = e.Run("inspect", "-f", "{{.Id}}", got)
 		e.Run("tag", got, "new:0")
@@ -127,10 +127,10 @@ func TestBuildah(t *testing.T) {
 		buildah("push", "--signature-policy", policy, "--tls-verify=false", "their:"+format, "docker://"+reg+"/their/box:"+format)
 		e.Run("pull", reg+"/their/box:"+format)
 		saysLayered(t, e, reg+"/their/box:"+format)
-		equal(t, "environment", e.Run("run", "--rm", reg+"/their/box:"+format, "sh", "-c", "echo $BY"), "buildah")
+		engine.Equal(t, "environment", e.Run("run", "--rm", reg+"/their/box:"+format, "sh", "-c", "echo $BY"), "buildah")
 		archive := filepath.Join(e.Dir, format+".tar")
 		buildah("push", "--signature-policy", policy, "their:"+format, format+"-archive:"+archive+":loaded:"+format)
-		contains(t, "load", e.Run("load", "-i", archive), "loaded:"+format)
+		engine.Contains(t, "load", e.Run("load", "-i", archive), "loaded:"+format)
 	}
 	stop()
 	e.Audit()

@@ -185,7 +185,7 @@ func heavy(e *engine.Engine, c *counter) (name string, size int64) {
 	}
 	e.Run("push", name)
 	e.Run("rmi", "-f", name, c.addr+"/heavy:2", c.addr+"/heavy:1", "busybox")
-	equal(e.T.(*testing.T), "images", e.Run("images", "-aq"), "")
+	engine.Equal(e.T.(*testing.T), "images", e.Run("images", "-aq"), "")
 	c.reset(0)
 	e.Run("pull", name)
 	size = c.reset(0)
@@ -239,7 +239,7 @@ func TestF28PullFetchesTheRest(t *testing.T) {
 		if first+second > size+small {
 			t.Errorf("%d bytes were fetched twice", first+second-size)
 		}
-		equal(t, "whole", e.Run("run", "--rm", name, "sh", "-c", "md5sum -c /sum | grep -c OK"), "3")
+		engine.Equal(t, "whole", e.Run("run", "--rm", name, "sh", "-c", "md5sum -c /sum | grep -c OK"), "3")
 		e.Run("rmi", name)
 	}
 	stop()
@@ -270,7 +270,7 @@ func TestF36TwoPullsOneDownload(t *testing.T) {
 	if got > size+small {
 		t.Errorf("%d bytes were fetched for an image of %d", got, size)
 	}
-	equal(t, "whole", e.Run("run", "--rm", name, "sh", "-c", "md5sum -c /sum | grep -c OK"), "3")
+	engine.Equal(t, "whole", e.Run("run", "--rm", name, "sh", "-c", "md5sum -c /sum | grep -c OK"), "3")
 	stop()
 	e.Audit()
 }

@@ -65,12 +65,12 @@ func TestRegistryInContainer(t *testing.T) {
 		return err == nil
 	})
 	a.Run("tag", "busybox", name)
-	contains(t, "push", a.Run("push", name), "digest: sha256:")
-	contains(t, "pull", b.Run("pull", name), "Downloaded newer image")
-	equal(t, "it runs", b.Run("run", "--rm", "--network", "none", name, "echo", "hello"), "hello")
+	engine.Contains(t, "push", a.Run("push", name), "digest: sha256:")
+	engine.Contains(t, "pull", b.Run("pull", name), "Downloaded newer image")
+	engine.Equal(t, "it runs", b.Run("run", "--rm", "--network", "none", name, "echo", "hello"), "hello")
 	b.Run("rmi", name)
 	a.Restart() // its containers live on
-	contains(t, "pull", b.Run("pull", name), "Downloaded newer image")
+	engine.Contains(t, "pull", b.Run("pull", name), "Downloaded newer image")
 	b.Run("rmi", name)
 	pid := a.Run("inspect", "-f", "{{.State.Pid}}", "registry")
 	a.HostRun("kill", "-9", pid)
@@ -78,7 +78,7 @@ func TestRegistryInContainer(t *testing.T) {
 		_, err := b.HostRun("curl", "-sf", "http://10.99.0.1:5000/v2/")
 		return err == nil && a.Run("inspect", "-f", "{{.State.Pid}}", "registry") != pid
 	})
-	contains(t, "pull", b.Run("pull", name), "Downloaded newer image")
+	engine.Contains(t, "pull", b.Run("pull", name), "Downloaded newer image")
 	a.Run("rm", "-fv", "registry")
 	b.Fails(1, "10.99.0.1:5000", "pull", "10.99.0.1:5000/team/box:2")
 	a.Audit()

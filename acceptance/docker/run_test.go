@@ -19,38 +19,24 @@ func start(t *testing.T, flags ...string) *engine.Engine {
 	return e
 }
 
-func equal(t *testing.T, what, got, want string) {
-	t.Helper()
-	if got != want {
-		t.Errorf("%s: got %q, want %q", what, got, want)
-	}
-}
-
-func contains(t *testing.T, what, got, want string) {
-	t.Helper()
-	if !strings.Contains(got, want) {
-		t.Errorf("%s: got %q, want it to contain %q", what, got, want)
-	}
-}
-
 func TestRun(t *testing.T) {
 	e := start(t)
-	contains(t, "version", e.Run("version"), "API version:")
-	contains(t, "info", e.Run("info"), "Storage Driver: overlay2")
-	contains(t, "images", e.Run("images"), "busybox")
-	equal(t, "echo", e.Run("run", "--rm", "busybox", "echo", "hello"), "hello")
-	equal(t, "env", e.Run("run", "--rm", "-e", "A=b c", "busybox", "sh", "-c", "echo $A"), "b c")
-	equal(t, "workdir", e.Run("run", "--rm", "-w", "/made/here", "busybox", "pwd"), "/made/here")
-	equal(t, "user", e.Run("run", "--rm", "-u", "user", "busybox", "id"), "uid=1000(user) gid=1000(user) groups=1000(user),2000(extra)")
-	equal(t, "user numbers", e.Run("run", "--rm", "-u", "7:8", "busybox", "sh", "-c", "id -u; id -g"), "7\n8")
-	equal(t, "hostname", e.Run("run", "--rm", "--hostname", "ship", "busybox", "hostname"), "ship")
-	equal(t, "entrypoint", e.Run("run", "--rm", "--entrypoint", "echo", "busybox", "x", "y"), "x y")
-	equal(t, "home", e.Run("run", "--rm", "-u", "user", "busybox", "sh", "-c", "echo $HOME"), "/home")
-	contains(t, "hosts", e.Run("run", "--rm", "--add-host", "db:10.1.2.3", "busybox", "cat", "/etc/hosts"), "10.1.2.3\tdb")
-	equal(t, "stderr", e.Try("run", "--rm", "busybox", "sh", "-c", "echo oops >&2").Err, "oops\n")
-	equal(t, "read-only", fmt.Sprint(e.Try("run", "--rm", "--read-only", "busybox", "touch", "/x").Code), "1")
-	equal(t, "pid 1", e.Run("run", "--rm", "busybox", "sh", "-c", "echo $$"), "1")
-	equal(t, "init", e.Run("run", "--rm", "--init", "busybox", "sh", "-c", "test $$ -gt 1 && echo yes"), "yes")
+	engine.Contains(t, "version", e.Run("version"), "API version:")
+	engine.Contains(t, "info", e.Run("info"), "Storage Driver: overlay2")
+	engine.Contains(t, "images", e.Run("images"), "busybox")
+	engine.Equal(t, "echo", e.Run("run", "--rm", "busybox", "echo", "hello"), "hello")
+	engine.Equal(t, "env", e.Run("run", "--rm", "-e", "A=b c", "busybox", "sh", "-c", "echo $A"), "b c")
+	engine.Equal(t, "workdir", e.Run("run", "--rm", "-w", "/made/here", "busybox", "pwd"), "/made/here")
+	engine.Equal(t, "user", e.Run("run", "--rm", "-u", "user", "busybox", "id"), "uid=1000(user) gid=1000(user) groups=1000(user),2000(extra)")
+	engine.Equal(t, "user numbers", e.Run("run", "--rm", "-u", "7:8", "busybox", "sh", "-c", "id -u; id -g"), "7\n8")
+	engine.Equal(t, "hostname", e.Run("run", "--rm", "--hostname", "ship", "busybox", "hostname"), "ship")
+	engine.Equal(t, "entrypoint", e.Run("run", "--rm", "--entrypoint", "echo", "busybox", "x", "y"), "x y")
+	engine.Equal(t, "home", e.Run("run", "--rm", "-u", "user", "busybox", "sh", "-c", "echo $HOME"), "/home")
+	engine.Contains(t, "hosts", e.Run("run", "--rm", "--add-host", "db:10.1.2.3", "busybox", "cat", "/etc/hosts"), "10.1.2.3\tdb")
+	engine.Equal(t, "stderr", e.Try("run", "--rm", "busybox", "sh", "-c", "echo oops >&2").Err, "oops\n")
+	engine.Equal(t, "read-only", fmt.Sprint(e.Try("run", "--rm", "--read-only", "busybox", "touch", "/x").Code), "1")
+	engine.Equal(t, "pid 1", e.Run("run", "--rm", "busybox", "sh", "-c", "echo $$"), "1")
+	engine.Equal(t, "init", e.Run("run", "--rm", "--init", "busybox", "sh", "-c", "test $$ -gt 1 && echo yes"), "yes")
 	e.Audit()
 }
 
@@ -70,9 +56,9 @@ func TestExitCodes(t *testing.T) {
 
 func TestInput(t *testing.T) {
 	e := start(t)
-	equal(t, "cat", e.Input("some\nlines\n", "run", "--rm", "-i", "busybox", "cat"), "some\nlines")
+	engine.Equal(t, "cat", e.Input("some\nlines\n", "run", "--rm", "-i", "busybox", "cat"), "some\nlines")
 	big := strings.Repeat("0123456789abcde\n", 400_000) // 6.4 MB
-	equal(t, "count", e.Input(big, "run", "--rm", "-i", "busybox", "wc", "-c"), fmt.Sprint(len(big)))
+	engine.Equal(t, "count", e.Input(big, "run", "--rm", "-i", "busybox", "wc", "-c"), fmt.Sprint(len(big)))
 	if got := e.Input(big, "run", "--rm", "-i", "busybox", "cat"); got+"\n" != big {
 		t.Errorf("cat of %d bytes gave %d", len(big), len(got)+1)
 	}
@@ -82,24 +68,24 @@ func TestInput(t *testing.T) {
 func TestLifecycle(t *testing.T) {
 	e := start(t)
 	id := e.Run("run", "-d", "--name", "web", "--label", "tier=front", "busybox", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
-	contains(t, "ps", e.Run("ps", "--filter", "label=tier=front"), "web")
-	contains(t, "top", e.Run("top", "web"), "echo up")
+	engine.Contains(t, "ps", e.Run("ps", "--filter", "label=tier=front"), "web")
+	engine.Contains(t, "top", e.Run("top", "web"), "echo up")
 	e.Eventually("it says up", func() bool { return e.Run("logs", "web") == "up" })
 	e.Run("pause", "web")
-	contains(t, "paused", e.Run("ps"), "(Paused)")
+	engine.Contains(t, "paused", e.Run("ps"), "(Paused)")
 	e.Run("unpause", "web")
 	e.Run("rename", "web", "shop")
-	equal(t, "inspect name", e.Run("inspect", "-f", "{{.Name}} {{.Id}}", "shop"), "/shop "+id)
+	engine.Equal(t, "inspect name", e.Run("inspect", "-f", "{{.Name}} {{.Id}}", "shop"), "/shop "+id)
 	e.Run("stop", "shop")
-	equal(t, "wait", e.Run("wait", "shop"), "3")
-	contains(t, "ps -a", e.Run("ps", "-a"), "Exited (3)")
-	equal(t, "logs", e.Run("logs", "shop"), "up\nbye")
+	engine.Equal(t, "wait", e.Run("wait", "shop"), "3")
+	engine.Contains(t, "ps -a", e.Run("ps", "-a"), "Exited (3)")
+	engine.Equal(t, "logs", e.Run("logs", "shop"), "up\nbye")
 	e.Run("start", "shop")
 	e.Run("restart", "-t", "1", "shop")
-	equal(t, "running", e.Run("inspect", "-f", "{{.State.Running}}", "shop"), "true")
+	engine.Equal(t, "running", e.Run("inspect", "-f", "{{.State.Running}}", "shop"), "true")
 	e.Fails(1, "cannot remove container", "rm", "shop")
 	e.Run("kill", "shop")
-	equal(t, "killed", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "shop"), "exited 137")
+	engine.Equal(t, "killed", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "shop"), "exited 137")
 	e.Run("rm", "shop")
 	e.Fails(1, "No such", "inspect", "shop")
 	e.Fails(1, "No such container", "kill", "shop")
@@ -109,12 +95,12 @@ func TestLifecycle(t *testing.T) {
 func TestLogs(t *testing.T) {
 	e := start(t)
 	e.Run("run", "--name", "cl", "busybox", "sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; echo err >&2")
-	equal(t, "tail", e.Run("logs", "--tail", "2", "cl"), "line 5")
+	engine.Equal(t, "tail", e.Run("logs", "--tail", "2", "cl"), "line 5")
 	r := e.Try("logs", "-t", "cl")
 	if f := strings.SplitN(strings.TrimSpace(r.Out), "\n", 2)[0]; len(strings.Fields(f)[0]) != len("2026-11-21T15:24:21.123456789Z") {
 		t.Errorf("timestamps: %q", f)
 	}
-	equal(t, "stderr", r.Err[31:], "err\n")
+	engine.Equal(t, "stderr", r.Err[31:], "err\n")
 	follow := e.Docker("logs", "-f", "cf")
 	e.Run("run", "-d", "--name", "cf", "busybox", "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.1; done")
 	b, err := follow.Output()
@@ -124,17 +110,17 @@ func TestLogs(t *testing.T) {
 	e.Run("run", "--name", "cn", "--log-driver", "none", "busybox", "echo", "x")
 	e.Fails(1, "does not support reading", "logs", "cn")
 	e.Run("run", "--name", "loc", "--log-driver", "local", "busybox", "echo", "kept")
-	equal(t, "local driver", e.Run("logs", "loc"), "kept")
+	engine.Equal(t, "local driver", e.Run("logs", "loc"), "kept")
 	e.Audit()
 }
 
 func TestExec(t *testing.T) {
 	e := start(t)
 	e.Run("run", "-d", "--name", "cx", "-e", "A=1", "busybox", "sleep", "1000")
-	equal(t, "exec", e.Run("exec", "cx", "echo", "hi"), "hi")
-	equal(t, "env", e.Run("exec", "-e", "B=2", "cx", "sh", "-c", "echo $A$B"), "12")
-	equal(t, "user and dir", e.Run("exec", "-u", "user", "-w", "/tmp", "cx", "sh", "-c", "id -un; pwd"), "user\n/tmp")
-	equal(t, "stdin", e.Input("abc", "exec", "-i", "cx", "cat"), "abc")
+	engine.Equal(t, "exec", e.Run("exec", "cx", "echo", "hi"), "hi")
+	engine.Equal(t, "env", e.Run("exec", "-e", "B=2", "cx", "sh", "-c", "echo $A$B"), "12")
+	engine.Equal(t, "user and dir", e.Run("exec", "-u", "user", "-w", "/tmp", "cx", "sh", "-c", "id -un; pwd"), "user\n/tmp")
+	engine.Equal(t, "stdin", e.Input("abc", "exec", "-i", "cx", "cat"), "abc")
 	e.Fails(9, "", "exec", "cx", "sh", "-c", "exit 9")
 	e.Fails(127, "executable file not found", "exec", "cx", "nonesuch")
 	e.Fails(126, "permission denied", "exec", "cx", "/etc/passwd")
@@ -156,7 +142,7 @@ func TestCopy(t *testing.T) {
 	os.WriteFile(filepath.Join(src, "sub", "file"), []byte("data"), 0o640)
 	e.Run("cp", src, "cc:/tmp/in")
 	e.Run("start", "cc")
-	equal(t, "in", e.Run("exec", "cc", "cat", "/tmp/in/sub/file"), "data")
+	engine.Equal(t, "in", e.Run("exec", "cc", "cat", "/tmp/in/sub/file"), "data")
 	e.Run("exec", "cc", "sh", "-c", "echo more >/tmp/in/out; ln -s /tmp/in/out /tmp/link")
 	e.Run("cp", "cc:/tmp/in/out", filepath.Join(e.Dir, "out"))
 	if b, _ := os.ReadFile(filepath.Join(e.Dir, "out")); string(b) != "more\n" {
@@ -168,7 +154,7 @@ func TestCopy(t *testing.T) {
 	}
 	e.Fails(1, "Could not find the file", "cp", "cc:/none", e.Dir)
 	diff := e.Run("diff", "cc")
-	contains(t, "diff", diff, "A /tmp/in/sub/file")
+	engine.Contains(t, "diff", diff, "A /tmp/in/sub/file")
 	e.Run("export", "-o", filepath.Join(e.Dir, "x.tar"), "cc")
 	e.Audit()
 }
@@ -184,8 +170,8 @@ func TestInspectFields(t *testing.T) {
 	if ip := ns["IPAddress"]; ip != "172.17.0.2" {
 		t.Errorf("legacy IPAddress: %v", ip)
 	}
-	contains(t, "port", e.Run("port", "ci"), "80/tcp -> 0.0.0.0:8080")
-	equal(t, "gateway", e.Run("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge"), "172.17.0.1")
-	contains(t, "containers of a network", e.Run("network", "inspect", "bridge"), "172.17.0.2/16")
+	engine.Contains(t, "port", e.Run("port", "ci"), "80/tcp -> 0.0.0.0:8080")
+	engine.Equal(t, "gateway", e.Run("network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge"), "172.17.0.1")
+	engine.Contains(t, "containers of a network", e.Run("network", "inspect", "bridge"), "172.17.0.2/16")
 	e.Audit()
 }

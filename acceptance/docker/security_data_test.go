@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"machine/acceptance/engine"
 )
 
 // TestS15AbstractSockets: a container in the host's network finds no socket
@@ -18,7 +20,7 @@ func TestS15AbstractSockets(t *testing.T) {
 	e := start(t)
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
 	out := e.Run("run", "--rm", "--network", "host", "busybox", "cat", "/proc/net/unix")
-	contains(t, "the sockets of the host are seen", out, "agent.sock")
+	engine.Contains(t, "the sockets of the host are seen", out, "agent.sock")
 	for line := range strings.Lines(out) {
 		if f := strings.Fields(line); len(f) > 7 && strings.HasPrefix(f[7], "@") {
 			t.Errorf("abstract socket %s", f[7])
@@ -50,9 +52,9 @@ func TestS16Users(t *testing.T) {
 	if r := e.Try("run", "--rm", "over", "id"); r.Code == 0 {
 		t.Errorf("an image's USER 4294967296 is %s", r.Out)
 	}
-	equal(t, "a number is a number", e.Run("run", "--rm", "-u", "1234", "names", "id", "-u"), "1234")
-	equal(t, "and gives no group", e.Run("run", "--rm", "-u", "1234", "names", "id", "-G"), "0")
-	equal(t, "largest", e.Run("run", "--rm", "-u", "2147483647", "busybox", "id", "-u"), "2147483647")
+	engine.Equal(t, "a number is a number", e.Run("run", "--rm", "-u", "1234", "names", "id", "-u"), "1234")
+	engine.Equal(t, "and gives no group", e.Run("run", "--rm", "-u", "1234", "names", "id", "-G"), "0")
+	engine.Equal(t, "largest", e.Run("run", "--rm", "-u", "2147483647", "busybox", "id", "-u"), "2147483647")
 	e.Audit()
 }
 
@@ -62,10 +64,10 @@ func TestS17Groups(t *testing.T) {
 	e := start(t)
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
 	for _, c := range []struct{ user, want string }{{"root", "0"}, {"0", "0"}, {"user", "1000 2000"}, {"1000", "1000 2000"}, {"7:8", "8"}, {"7", "0"}, {"user:extra", "2000"}, {"user:user", "1000"}} {
-		equal(t, "run as "+c.user, e.Run("run", "--rm", "-u", c.user, "busybox", "id", "-G"), c.want)
-		equal(t, "exec as "+c.user, e.Run("exec", "-u", c.user, "box", "id", "-G"), c.want)
+		engine.Equal(t, "run as "+c.user, e.Run("run", "--rm", "-u", c.user, "busybox", "id", "-G"), c.want)
+		engine.Equal(t, "exec as "+c.user, e.Run("exec", "-u", c.user, "box", "id", "-G"), c.want)
 	}
-	equal(t, "added", e.Run("run", "--rm", "-u", "7:8", "--group-add", "99", "--group-add", "extra", "busybox", "id", "-G"), "8 99 2000")
+	engine.Equal(t, "added", e.Run("run", "--rm", "-u", "7:8", "--group-add", "99", "--group-add", "extra", "busybox", "id", "-G"), "8 99 2000")
 	e.Audit()
 }
 
@@ -153,7 +155,7 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	if wrote == 0 || read == 0 {
 		t.Errorf("%d copies in and %d out succeeded: the test proves nothing", wrote, read)
 	}
-	equal(t, "the host's files", tree(), before)
+	engine.Equal(t, "the host's files", tree(), before)
 	e.Run("kill", "swap")
 	e.Run("run", "--name", "links", "busybox", "sh", "-c", "ln -s "+victim+" /away; ln -s /tmp /near; ln -s ../../../../.."+victim+"/canary /file; mkdir /d; ln -s "+victim+" /d/sub")
 	for _, to := range []string{"/away", "/away/x", "/d/sub", "/file"} {
@@ -169,7 +171,7 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	if b, _ := os.ReadFile(filepath.Join(e.Dir, "back")); string(b) != "fine" {
 		t.Errorf("through a link inside: %q", b)
 	}
-	equal(t, "the host's files, container stopped", tree(), before)
+	engine.Equal(t, "the host's files, container stopped", tree(), before)
 	e.Audit()
 }
 
@@ -194,7 +196,7 @@ func TestS33Secrets(t *testing.T) {
 		}
 	}
 	events := e.Run("events", "--since", "1", "--until", e.Run("info", "-f", "{{.SystemTime}}"), "--format", "{{json .}}")
-	contains(t, "events", events, "exec_create")
+	engine.Contains(t, "events", events, "exec_create")
 	e.Restart()
 	e.Run("stop", "-t", "0", "box")
 	e.Run("start", "box")
@@ -203,7 +205,7 @@ func TestS33Secrets(t *testing.T) {
 		t.Fatalf("the agent's log: %d bytes, %v", len(log), err)
 	}
 	args, _ := e.HostRun("ps", "-eww", "-o", "args")
-	contains(t, "command lines", args, "--debug")
+	engine.Contains(t, "command lines", args, "--debug")
 	for what, text := range map[string]string{"agent's log": string(log), "command lines": args, "events": events, "info": e.Run("info")} {
 		if i := strings.Index(text, canary); i >= 0 {
 			t.Errorf("the secret is in %s: %q", what, text[max(0, i-200):min(len(text), i+50)])
@@ -259,7 +261,7 @@ func TestS38Disconnects(t *testing.T) {
 		out, _ := e.HostRun("sh", "-c", "ls /proc/"+shimOf(e, "quiet")+"/fd | wc -l")
 		return atoi(t, out) < 40
 	})
-	equal(t, "it still answers", e.Run("exec", "quiet", "echo", "yes"), "yes")
+	engine.Equal(t, "it still answers", e.Run("exec", "quiet", "echo", "yes"), "yes")
 	e.Audit()
 }
 
@@ -292,7 +294,7 @@ func TestS39Bounds(t *testing.T) {
 	}
 	refused(e, "update", "POST", "/containers/box/update", `{"CpusetCpus":"0-99999999999"}`)
 	refused(e, "update", "POST", "/containers/box/update", `{"Memory":1}`)
-	equal(t, "unharmed", status(e, "box"), "running")
+	engine.Equal(t, "unharmed", status(e, "box"), "running")
 	e.Audit()
 }
 
@@ -310,7 +312,7 @@ func TestS41LogInjection(t *testing.T) {
 		id := e.Run("run", "-d", "--log-driver", driver, "--name", name, "busybox", "sh", "-c", script)
 		e.Run("wait", name)
 		want := e.Try("run", "--rm", "--log-driver", "none", "busybox", "sh", "-c", script).Out
-		equal(t, driver, e.Try("logs", name).Out, want)
+		engine.Equal(t, driver, e.Try("logs", name).Out, want)
 		if strings.Count(want, "\n") != len(lines) || !strings.Contains(want, "a\x00b\x00\n\x1b[2J") {
 			t.Fatalf("the program does not print what the test thinks: %q", want)
 		}
@@ -319,11 +321,11 @@ func TestS41LogInjection(t *testing.T) {
 		}
 		if driver == "json-file" {
 			n := records(t, filepath.Join(e.Dir, "data/containers", id, id+"-json.log"), func(string) {})
-			equal(t, "records in the file", itoa(n), itoa(len(lines)))
+			engine.Equal(t, "records in the file", itoa(n), itoa(len(lines)))
 		}
 	}
 	e.Run("run", "--name", "bytes", "busybox", "sh", "-c", `printf '\377\376\n\300\200\nend\n'`)
-	equal(t, "no UTF-8", itoa(strings.Count(e.Try("logs", "bytes").Out, "\n")), "3")
+	engine.Equal(t, "no UTF-8", itoa(strings.Count(e.Try("logs", "bytes").Out, "\n")), "3")
 	for _, path := range []string{"/containers/%0Alevel=ERROR%20msg=fake/json", "/%0Alevel=ERROR%20msg=fake", "/images/%0Alevel=ERROR%20msg=fake/json"} {
 		call(e, "GET", path, "")
 		call(e, "POST", path, "{}")

@@ -66,12 +66,12 @@ func TestS1OwnBinary(t *testing.T) {
 		e.Try("exec", "writer", "/bad")
 		e.Try("exec", "writer", "true")
 	}
-	equal(t, "shim of the container that writes", hashOf(e, "/proc/"+shimOf(e, "writer")+"/exe"), shim)
+	engine.Equal(t, "shim of the container that writes", hashOf(e, "/proc/"+shimOf(e, "writer")+"/exe"), shim)
 	e.Run("rm", "-f", "writer")
-	equal(t, "the agent's binary", hash(), agent)
-	equal(t, "a shim that runs", hashOf(e, "/proc/"+shimOf(e, "ref")+"/exe"), shim)
+	engine.Equal(t, "the agent's binary", hash(), agent)
+	engine.Equal(t, "a shim that runs", hashOf(e, "/proc/"+shimOf(e, "ref")+"/exe"), shim)
 	e.Run("run", "-d", "--name", "new", "busybox", "sleep", "1000")
-	equal(t, "a new shim", hashOf(e, "/proc/"+shimOf(e, "new")+"/exe"), shim)
+	engine.Equal(t, "a new shim", hashOf(e, "/proc/"+shimOf(e, "new")+"/exe"), shim)
 	e.Audit()
 }
 
@@ -100,7 +100,7 @@ func TestS2LeakedDescriptors(t *testing.T) {
 		}
 		return strings.Join(strings.Fields(out), " ")
 	}
-	equal(t, "descriptors of a container", fds(pidOf(e, "box")), "0 1 2")
+	engine.Equal(t, "descriptors of a container", fds(pidOf(e, "box")), "0 1 2")
 	e.Run("exec", "-d", "box", "sleep", "998")
 	e.Run("run", "-d", "-t", "-i", "--init", "--name", "term", "busybox", "sleep", "997")
 	for _, args := range []string{"sleep 998", "sleep 997"} {
@@ -109,7 +109,7 @@ func TestS2LeakedDescriptors(t *testing.T) {
 			pid, _ = e.HostRun("pgrep", "-f", "^"+args+"$")
 			return pid != ""
 		})
-		equal(t, "descriptors of "+args, fds(pid), "0 1 2")
+		engine.Equal(t, "descriptors of "+args, fds(pid), "0 1 2")
 	}
 	e.Audit()
 }
@@ -121,15 +121,15 @@ func TestS4Capabilities(t *testing.T) {
 	show := []string{"sh", "-c", "awk '/^Cap(Inh|Amb)/ {print $2}' /proc/self/status | sort -u"}
 	for _, opts := range [][]string{{}, {"-u", "user"}, {"--cap-add", "NET_ADMIN"}, {"--cap-drop", "ALL"}, {"--privileged"}, {"--privileged", "-u", "user"}} {
 		args := append(append([]string{"run", "--rm"}, opts...), "busybox")
-		equal(t, fmt.Sprint(opts), e.Run(append(args, show...)...), none)
+		engine.Equal(t, fmt.Sprint(opts), e.Run(append(args, show...)...), none)
 	}
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
-	equal(t, "exec", e.Run(append([]string{"exec", "box"}, show...)...), none)
-	equal(t, "exec --privileged", e.Run(append([]string{"exec", "--privileged", "box"}, show...)...), none)
-	equal(t, "exec as a user", e.Run(append([]string{"exec", "-u", "user", "box"}, show...)...), none)
+	engine.Equal(t, "exec", e.Run(append([]string{"exec", "box"}, show...)...), none)
+	engine.Equal(t, "exec --privileged", e.Run(append([]string{"exec", "--privileged", "box"}, show...)...), none)
+	engine.Equal(t, "exec as a user", e.Run(append([]string{"exec", "-u", "user", "box"}, show...)...), none)
 	eff := []string{"awk", "/^CapEff/ {print $2}", "/proc/self/status"}
-	equal(t, "fourteen", e.Run(append([]string{"exec", "box"}, eff...)...), "00000000a80425fb")
-	equal(t, "a user has none", e.Run(append([]string{"exec", "-u", "user", "box"}, eff...)...), none)
+	engine.Equal(t, "fourteen", e.Run(append([]string{"exec", "box"}, eff...)...), "00000000a80425fb")
+	engine.Equal(t, "a user has none", e.Run(append([]string{"exec", "-u", "user", "box"}, eff...)...), none)
 	e.Audit()
 }
 
@@ -159,7 +159,7 @@ func TestS6ForgedProc(t *testing.T) {
 	if e.Try("run", "--rm", "-v", "vol:/link/attr", "toproc", "true").Code == 0 {
 		t.Error("a volume in /proc by a link of the image")
 	}
-	equal(t, "kinds", e.Run("run", "--rm", "busybox", "stat", "-f", "-c", "%t", "/proc", "/sys"), "9fa0\n62656572")
+	engine.Equal(t, "kinds", e.Run("run", "--rm", "busybox", "stat", "-f", "-c", "%t", "/proc", "/sys"), "9fa0\n62656572")
 	e.Audit()
 }
 
@@ -186,8 +186,8 @@ done
 // /dev/null of its own (CVE-2025-31133).
 func TestS7Masked(t *testing.T) {
 	e := start(t)
-	equal(t, "masked", e.Run("run", "--rm", "busybox", "sh", "-c", checkMasked), "")
-	equal(t, "masked after the start of another process", e.Run("run", "--rm", "--init", "busybox", "sh", "-c", checkMasked), "")
+	engine.Equal(t, "masked", e.Run("run", "--rm", "busybox", "sh", "-c", checkMasked), "")
+	engine.Equal(t, "masked after the start of another process", e.Run("run", "--rm", "--init", "busybox", "sh", "-c", checkMasked), "")
 	if e.Run("run", "--rm", "--privileged", "busybox", "sh", "-c", checkMasked) == "" {
 		t.Error("the check finds nothing where nothing is masked")
 	}
@@ -206,7 +206,7 @@ func TestS7Masked(t *testing.T) {
 		}
 	}
 	after, _ := e.HostRun("cat", "/proc/sys/kernel/core_pattern")
-	equal(t, "core_pattern of the host", after, before)
+	engine.Equal(t, "core_pattern of the host", after, before)
 	e.Audit()
 }
 
@@ -227,7 +227,7 @@ func TestS11CgroupEscape(t *testing.T) {
 			}
 		}
 	}
-	equal(t, "the container lives", status(e, "box"), "running")
+	engine.Equal(t, "the container lives", status(e, "box"), "running")
 	e.Audit()
 }
 
@@ -236,14 +236,14 @@ func TestS11CgroupEscape(t *testing.T) {
 func TestS12ReadOnly(t *testing.T) {
 	e := start(t)
 	script := "n=0; for p in " + readonlyPaths + "; do [ -e $p ] || continue; n=$((n+1)); (: >>$p) 2>/dev/null && echo $p; done; [ $n -ge 5 ] || echo only $n paths exist"
-	equal(t, "writable", e.Run("run", "--rm", "busybox", "sh", "-c", script), "")
-	equal(t, "writable with an init", e.Run("run", "--rm", "--init", "--cap-add", "NET_ADMIN", "busybox", "sh", "-c", script), "")
+	engine.Equal(t, "writable", e.Run("run", "--rm", "busybox", "sh", "-c", script), "")
+	engine.Equal(t, "writable with an init", e.Run("run", "--rm", "--init", "--cap-add", "NET_ADMIN", "busybox", "sh", "-c", script), "")
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
-	equal(t, "writable in exec", e.Run("exec", "box", "sh", "-c", script), "")
+	engine.Equal(t, "writable in exec", e.Run("exec", "box", "sh", "-c", script), "")
 	e.Restart()
-	equal(t, "writable in exec after a restart", e.Run("exec", "box", "sh", "-c", script), "")
+	engine.Equal(t, "writable in exec after a restart", e.Run("exec", "box", "sh", "-c", script), "")
 	e.Run("restart", "-t", "0", "box")
-	equal(t, "writable after the second start", e.Run("exec", "box", "sh", "-c", script), "")
+	engine.Equal(t, "writable after the second start", e.Run("exec", "box", "sh", "-c", script), "")
 	e.Audit()
 }
 

@@ -122,7 +122,7 @@ func TestTmux(t *testing.T) {
 	p.prompt("host>")
 	p.typed("echo code=$?")
 	p.sees("code=0")
-	equal(t, "runs on", e.Run("inspect", "-f", "{{.State.Running}}", "box"), "true")
+	engine.Equal(t, "runs on", e.Run("inspect", "-f", "{{.State.Running}}", "box"), "true")
 	p.do("resize-window", "-x", "88", "-y", "30")
 	p.typed("docker attach box")
 	p.until("stty size", "30 88")

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"machine/acceptance/engine"
 )
 
 // TestImagePlatforms: requests for a platform that an image is not for are
@@ -18,10 +20,10 @@ func TestImagePlatforms(t *testing.T) {
 	tar := filepath.Join(e.Dir, "x.tar")
 	e.Run("save", "--platform", own, "-o", tar, "busybox")
 	e.Fails(1, "does not provide the specified platform (linux/s390x)", "save", "--platform", other, "-o", tar+"2", "busybox")
-	contains(t, "history", e.Run("history", "--platform", own, "busybox"), "Imported from")
+	engine.Contains(t, "history", e.Run("history", "--platform", own, "busybox"), "Imported from")
 	e.Fails(1, "does not provide the specified platform (linux/s390x)", "history", "--platform", other, "busybox")
 	e.Fails(1, "no image for the platform linux/s390x", "load", "--platform", other, "-i", tar)
-	contains(t, "load", e.Run("load", "--platform", own, "-i", tar), "busybox:latest")
+	engine.Contains(t, "load", e.Run("load", "--platform", own, "-i", tar), "busybox:latest")
 	p := url.QueryEscape(`{"os":"linux","architecture":"s390x"}`)
 	for _, q := range []string{"DELETE /v1.51/images/busybox?platforms=" + p, "GET /v1.51/images/busybox/json?platform=" + p, "POST /v1.51/images/busybox/push?platform=" + p} {
 		method, path, _ := strings.Cut(q, " ")
@@ -98,7 +100,7 @@ func TestDiskUsageTruth(t *testing.T) {
 	if len(df.Volumes) != 1 || df.Volumes[0].UsageData.Size != 700_000 || df.Volumes[0].UsageData.RefCount != 0 {
 		t.Errorf("volumes: %+v", df.Volumes)
 	}
-	contains(t, "df -v", e.Run("system", "df", "-v"), "3MB")
+	engine.Contains(t, "df -v", e.Run("system", "df", "-v"), "3MB")
 	e.Run("rm", "cc", "dd")
 	e.Audit()
 }
@@ -116,9 +118,9 @@ func TestCopyOwner(t *testing.T) {
 	}
 	e.Run("run", "-d", "--name", "cc", "-u", "user", "busybox", "sleep", "1000")
 	e.Run("cp", "-a", file, "cc:/tmp/mine")
-	equal(t, "owner", e.Run("exec", "cc", "stat", "-c", "%u %g", "/tmp/mine"), "1000 1000")
+	engine.Equal(t, "owner", e.Run("exec", "cc", "stat", "-c", "%u %g", "/tmp/mine"), "1000 1000")
 	e.Run("cp", file, "cc:/tmp/other")
-	equal(t, "owner", e.Run("exec", "cc", "stat", "-c", "%u %g", "/tmp/other"), "77 78")
+	engine.Equal(t, "owner", e.Run("exec", "cc", "stat", "-c", "%u %g", "/tmp/other"), "77 78")
 	e.Run("rm", "-f", "cc")
 	reg, stop := registryOn(e, 5000)
 	e.Fails(1, "offers no search", "search", reg+"/x")

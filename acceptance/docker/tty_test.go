@@ -90,7 +90,7 @@ func TestTerminal(t *testing.T) {
 	if code := m.code(); code != 0 {
 		t.Errorf("detach: exit %d", code)
 	}
-	equal(t, "runs on", e.Run("inspect", "-f", "{{.State.Running}}", "tty"), "true")
+	engine.Equal(t, "runs on", e.Run("inspect", "-f", "{{.State.Running}}", "tty"), "true")
 	m = open(t, e.Docker("attach", "tty"))
 	m.send("echo again$((1+1))\n")
 	m.expect(e, "again2")

@@ -53,15 +53,15 @@ func takenOver(e *engine.Engine, pids map[string]string) {
 	t := e.T.(*testing.T)
 	t.Helper()
 	for name, pid := range pids {
-		equal(t, name+" runs on", pidOf(e, name), pid)
+		engine.Equal(t, name+" runs on", pidOf(e, name), pid)
 	}
 	for _, name := range []string{"web", "local", "seven", "sick", "soon"} {
-		equal(t, "exec in "+name, e.Run("exec", name, "echo", "yes"), "yes")
+		engine.Equal(t, "exec in "+name, e.Run("exec", name, "echo", "yes"), "yes")
 	}
-	equal(t, "exec's code", itoa(e.Try("exec", "web", "sh", "-c", "exit 9").Code), "9")
-	equal(t, "exec's input", e.Input("in\n", "exec", "-i", "web", "cat"), "in")
-	equal(t, "volume", e.Run("exec", "web", "cat", "/v/file"), "kept")
-	equal(t, "name", e.Run("run", "--rm", "--network", "net", "busybox", "wget", "-qO-", "http://web/"), "hello")
+	engine.Equal(t, "exec's code", itoa(e.Try("exec", "web", "sh", "-c", "exit 9").Code), "9")
+	engine.Equal(t, "exec's input", e.Input("in\n", "exec", "-i", "web", "cat"), "in")
+	engine.Equal(t, "volume", e.Run("exec", "web", "cat", "/v/file"), "kept")
+	engine.Equal(t, "name", e.Run("run", "--rm", "--network", "net", "busybox", "wget", "-qO-", "http://web/"), "hello")
 	if out, err := e.HostRun("curl", "-s", "-m", "5", "http://127.0.0.1:8080/"); err != nil || out != "hello" {
 		t.Errorf("published port: %q, %v", out, err)
 	}
@@ -74,33 +74,33 @@ func takenOver(e *engine.Engine, pids map[string]string) {
 			}
 		}
 	}
-	contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "local"), "64MiB")
-	contains(t, "top", e.Run("top", "local"), "sh -c")
-	equal(t, "paused", status(e, "paused"), "paused")
+	engine.Contains(t, "stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}}", "local"), "64MiB")
+	engine.Contains(t, "top", e.Run("top", "local"), "sh -c")
+	engine.Equal(t, "paused", status(e, "paused"), "paused")
 	e.Run("unpause", "paused")
-	equal(t, "thawed", e.Run("exec", "paused", "echo", "yes"), "yes")
+	engine.Equal(t, "thawed", e.Run("exec", "paused", "echo", "yes"), "yes")
 	e.Run("exec", "soon", "touch", "/go")
-	equal(t, "an end", e.Run("wait", "soon"), "5")
-	equal(t, "its last word", e.Run("logs", "soon"), "bye")
+	engine.Equal(t, "an end", e.Run("wait", "soon"), "5")
+	engine.Equal(t, "its last word", e.Run("logs", "soon"), "bye")
 	e.Run("exec", "sick", "touch", "/well")
 	e.Eventually("health", func() bool { return e.Run("inspect", "-f", "{{.State.Health.Status}}", "sick") == "healthy" })
 	e.Run("stop", "seven")
-	equal(t, "stopped by its own signal", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "seven"), "exited 7")
-	equal(t, "ended before", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "done"), "exited 3")
-	equal(t, "said before", e.Run("logs", "done"), "said")
-	equal(t, "made before", e.Run("start", "-a", "made"), "later")
-	equal(t, "image made before", e.Run("run", "--rm", "snapshot:1", "echo", "yes"), "yes")
+	engine.Equal(t, "stopped by its own signal", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "seven"), "exited 7")
+	engine.Equal(t, "ended before", e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "done"), "exited 3")
+	engine.Equal(t, "said before", e.Run("logs", "done"), "said")
+	engine.Equal(t, "made before", e.Run("start", "-a", "made"), "later")
+	engine.Equal(t, "image made before", e.Run("run", "--rm", "snapshot:1", "echo", "yes"), "yes")
 	copied := filepath.Join(e.Dir, "copied")
 	e.Run("cp", "web:/v/file", copied)
 	e.Run("cp", copied, "local:/tmp/copied")
-	equal(t, "copied", e.Run("exec", "local", "cat", "/tmp/copied"), "kept")
+	engine.Equal(t, "copied", e.Run("exec", "local", "cat", "/tmp/copied"), "kept")
 	e.HostRun("kill", "-9", pids["web"])
 	e.Eventually("the restart policy holds", func() bool {
 		return e.Run("inspect", "-f", "{{.RestartCount}} {{.State.Running}}", "web") == "1 true"
 	})
 	for _, name := range []string{"local", "term", "seven", "web"} {
 		e.Run("restart", "-t", "0", name)
-		equal(t, "restarted "+name, e.Run("exec", name, "echo", "yes"), "yes")
+		engine.Equal(t, "restarted "+name, e.Run("exec", name, "echo", "yes"), "yes")
 	}
 	e.Run("update", "-m", "48m", "--memory-swap", "48m", "local")
 }
@@ -158,7 +158,7 @@ func TestF54FromNew(t *testing.T) {
 	e.Agent = old
 	if !e.Launch() {
 		t.Logf("the older agent refuses:\n%s", e.Log())
-		contains(t, "why", e.Log(), "newer")
+		engine.Contains(t, "why", e.Log(), "newer")
 		e.Agent = ""
 		e.Start()
 	}
@@ -167,7 +167,7 @@ func TestF54FromNew(t *testing.T) {
 	e.Agent = ""
 	e.Start() // and forward again
 	for _, name := range []string{"local", "term", "seven", "web"} {
-		equal(t, "exec in "+name, e.Run("exec", name, "echo", "yes"), "yes")
+		engine.Equal(t, "exec in "+name, e.Run("exec", name, "echo", "yes"), "yes")
 	}
 	cleared(e)
 }

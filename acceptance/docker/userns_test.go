@@ -61,27 +61,27 @@ func onHost(e *engine.Engine, path string) string {
 
 func TestUserNamespaces(t *testing.T) {
 	e := startRemapped(t)
-	contains(t, "info", e.Run("info", "-f", "{{.SecurityOptions}}"), "name=userns")
-	equal(t, "ids", e.Run("run", "--rm", "busybox", "id"), "uid=0(root) gid=0(root) groups=0(root)")
-	equal(t, "map", owners(e, "run", "--rm", "busybox", "cat", "/proc/self/uid_map", "/proc/self/gid_map"), fmt.Sprintf("0 %d 65536 0 %d 65536", mappedUID, mappedGID))
+	engine.Contains(t, "info", e.Run("info", "-f", "{{.SecurityOptions}}"), "name=userns")
+	engine.Equal(t, "ids", e.Run("run", "--rm", "busybox", "id"), "uid=0(root) gid=0(root) groups=0(root)")
+	engine.Equal(t, "map", owners(e, "run", "--rm", "busybox", "cat", "/proc/self/uid_map", "/proc/self/gid_map"), fmt.Sprintf("0 %d 65536 0 %d 65536", mappedUID, mappedGID))
 	e.Run("run", "-d", "--name", "box", "-v", "vol:/vol", "--tmpfs", "/tmpfs", "owned", "sleep", "1000")
-	equal(t, "host's id of a user", onHost(e, "/proc/"+pidOf(e, "box")), fmt.Sprintf("%d:%d", mappedUID+1000, mappedGID+1000))
-	equal(t, "owners", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/bin", "/data", "/data/u", "/data/v", "/tmpfs", "/dev/shm", "/dev/pts", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/vol"),
+	engine.Equal(t, "host's id of a user", onHost(e, "/proc/"+pidOf(e, "box")), fmt.Sprintf("%d:%d", mappedUID+1000, mappedGID+1000))
+	engine.Equal(t, "owners", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/bin", "/data", "/data/u", "/data/v", "/tmpfs", "/dev/shm", "/dev/pts", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/vol"),
 		"0:0 7:0 1000:2000 0:0 0:0 0:0 0:0 0:0 0:0 0:0 0:0")
-	equal(t, "own file", owners(e, "exec", "box", "sh", "-c", "touch /tmp/mine; stat -c %u:%g /tmp/mine; echo out >/dev/stdout; echo err 2>/dev/null >/dev/stderr"), "1000:1000 out")
+	engine.Equal(t, "own file", owners(e, "exec", "box", "sh", "-c", "touch /tmp/mine; stat -c %u:%g /tmp/mine; echo out >/dev/stdout; echo err 2>/dev/null >/dev/stderr"), "1000:1000 out")
 	upper := e.Run("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", "box")
-	equal(t, "the disk holds the image's ids", onHost(e, upper+"/tmp/mine"), "1000:1000")
-	equal(t, "a volume holds the host's", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data")), fmt.Sprintf("%d:%d", mappedUID, mappedGID))
+	engine.Equal(t, "the disk holds the image's ids", onHost(e, upper+"/tmp/mine"), "1000:1000")
+	engine.Equal(t, "a volume holds the host's", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data")), fmt.Sprintf("%d:%d", mappedUID, mappedGID))
 	e.Run("exec", "-u", "root", "box", "sh", "-c", "echo x >>/etc/hosts; echo x >/vol/x; chown 5:6 /vol/x; echo y >/data/v; mkdir /made; touch /dev/shm/a; ping -c 1 127.0.0.1")
-	equal(t, "volume", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data/x")), fmt.Sprintf("%d:%d", mappedUID+5, mappedGID+6))
-	equal(t, "copied up", owners(e, "run", "--rm", "-v", "filled:/data", "owned", "stat", "-c", "%u:%g", "/data", "/data/u"), "7:0 1000:2000")
-	equal(t, "an image mounted", owners(e, "run", "--rm", "--mount", "type=image,src=owned,dst=/img", "busybox", "stat", "-c", "%u:%g", "/img/data", "/img/data/u"), "7:0 1000:2000")
-	equal(t, "a part of it", owners(e, "run", "--rm", "--mount", "type=image,src=owned,dst=/img,image-subpath=data", "busybox", "stat", "-c", "%u:%g", "/img", "/img/u"), "7:0 1000:2000")
-	equal(t, "mounts", owners(e, "run", "--rm", "busybox", "sh", "-c", "awk '$2 ~ \"^/(proc|sys|dev/mqueue|dev/pts)$\" {print $3}' /proc/mounts | sort"), "devpts mqueue proc sysfs")
-	equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.UsernsMode}}", "box"), "")
-	equal(t, "top", owners(e, "top", "box", "-o", "uid"), fmt.Sprintf("UID %d", mappedUID+1000))
-	equal(t, "terminal", strings.TrimSpace(e.Run("run", "--rm", "-t", "owned", "sh", "-c", "echo fine >/dev/tty; stat -c %u $(tty)")), "fine\r\n1000")
-	equal(t, "devices", owners(e, "run", "--rm", "--device", "/dev/null:/dev/mine", "--device", "/dev/zero", "busybox", "sh", "-c",
+	engine.Equal(t, "volume", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data/x")), fmt.Sprintf("%d:%d", mappedUID+5, mappedGID+6))
+	engine.Equal(t, "copied up", owners(e, "run", "--rm", "-v", "filled:/data", "owned", "stat", "-c", "%u:%g", "/data", "/data/u"), "7:0 1000:2000")
+	engine.Equal(t, "an image mounted", owners(e, "run", "--rm", "--mount", "type=image,src=owned,dst=/img", "busybox", "stat", "-c", "%u:%g", "/img/data", "/img/data/u"), "7:0 1000:2000")
+	engine.Equal(t, "a part of it", owners(e, "run", "--rm", "--mount", "type=image,src=owned,dst=/img,image-subpath=data", "busybox", "stat", "-c", "%u:%g", "/img", "/img/u"), "7:0 1000:2000")
+	engine.Equal(t, "mounts", owners(e, "run", "--rm", "busybox", "sh", "-c", "awk '$2 ~ \"^/(proc|sys|dev/mqueue|dev/pts)$\" {print $3}' /proc/mounts | sort"), "devpts mqueue proc sysfs")
+	engine.Equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.UsernsMode}}", "box"), "")
+	engine.Equal(t, "top", owners(e, "top", "box", "-o", "uid"), fmt.Sprintf("UID %d", mappedUID+1000))
+	engine.Equal(t, "terminal", strings.TrimSpace(e.Run("run", "--rm", "-t", "owned", "sh", "-c", "echo fine >/dev/tty; stat -c %u $(tty)")), "fine\r\n1000")
+	engine.Equal(t, "devices", owners(e, "run", "--rm", "--device", "/dev/null:/dev/mine", "--device", "/dev/zero", "busybox", "sh", "-c",
 		"echo x >/dev/mine && stat -c '%t,%T %u:%g' /dev/mine /dev/null && head -c 3 /dev/zero | wc -c"), "1,3 0:0 1,3 65534:65534 3")
 	e.Fails(125, "not in the map", "run", "--rm", "-u", "70000", "busybox", "id")
 	e.Fails(126, "not in the map", "exec", "-u", "70000", "box", "id")
@@ -95,26 +95,26 @@ func TestUserNamespaces(t *testing.T) {
 // layers.
 func TestUserNamespaceOfHost(t *testing.T) {
 	e := startRemapped(t)
-	equal(t, "map", owners(e, "run", "--rm", "--userns", "host", "busybox", "cat", "/proc/self/uid_map"), "0 0 4294967295")
-	equal(t, "owners", owners(e, "run", "--rm", "--userns", "host", "owned", "stat", "-c", "%u:%g", "/bin", "/data", "/data/u"), "0:0 7:0 1000:2000")
-	equal(t, "privileged", e.Run("run", "--rm", "--userns", "host", "--privileged", "--net", "host", "--pid", "host", "busybox", "id", "-u"), "0")
+	engine.Equal(t, "map", owners(e, "run", "--rm", "--userns", "host", "busybox", "cat", "/proc/self/uid_map"), "0 0 4294967295")
+	engine.Equal(t, "owners", owners(e, "run", "--rm", "--userns", "host", "owned", "stat", "-c", "%u:%g", "/bin", "/data", "/data/u"), "0:0 7:0 1000:2000")
+	engine.Equal(t, "privileged", e.Run("run", "--rm", "--userns", "host", "--privileged", "--net", "host", "--pid", "host", "busybox", "id", "-u"), "0")
 	e.Run("run", "-d", "--name", "host", "--userns", "host", "busybox", "sleep", "1000")
 	e.Run("run", "-d", "--name", "box", "--ipc", "shareable", "busybox", "sleep", "1000")
-	equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.UsernsMode}}", "host"), "host")
+	engine.Equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.UsernsMode}}", "host"), "host")
 	ns := func(args ...string) string {
 		return owners(e, append(append([]string{"run", "--rm"}, args...), "busybox", "sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net")...)
 	}
 	box := owners(e, "exec", "box", "sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net")
-	equal(t, "joined network", ns("--net", "container:box"), box)
-	equal(t, "joined all", ns("--net", "container:box", "--pid", "container:box", "--ipc", "container:box"), box)
+	engine.Equal(t, "joined network", ns("--net", "container:box"), box)
+	engine.Equal(t, "joined all", ns("--net", "container:box", "--pid", "container:box", "--ipc", "container:box"), box)
 	if got := ns(); got == box {
 		t.Errorf("two containers share namespaces: %s", got)
 	}
-	equal(t, "ps", e.Run("run", "--rm", "--net", "container:box", "--pid", "container:box", "busybox", "sh", "-c", "cat /proc/1/comm"), "sleep")
+	engine.Equal(t, "ps", e.Run("run", "--rm", "--net", "container:box", "--pid", "container:box", "busybox", "sh", "-c", "cat /proc/1/comm"), "sleep")
 	e.Fails(125, "host's user namespace", "run", "--rm", "--net", "container:host", "busybox", "id")
 	e.Fails(125, "another user namespace", "run", "--rm", "--pid", "container:box", "busybox", "id")
-	equal(t, "host joins", e.Run("run", "--rm", "--userns", "host", "--net", "container:box", "busybox", "id", "-u"), "0")
-	equal(t, "ipc", e.Run("run", "--rm", "--ipc", "host", "busybox", "id", "-u"), "0")
+	engine.Equal(t, "host joins", e.Run("run", "--rm", "--userns", "host", "--net", "container:box", "busybox", "id", "-u"), "0")
+	engine.Equal(t, "ipc", e.Run("run", "--rm", "--ipc", "host", "busybox", "id", "-u"), "0")
 	e.Audit()
 }
 
@@ -157,8 +157,8 @@ func TestUserNamespaceArchives(t *testing.T) {
 				t.Fatal(err)
 			}
 			m := entries(t, b)
-			equal(t, state+": cp to and from "+to, m["./kept"], "55:66")
-			equal(t, state+": cp -a to and from "+to, m["./users"], "1000:1000")
+			engine.Equal(t, state+": cp to and from "+to, m["./kept"], "55:66")
+			engine.Equal(t, state+": cp -a to and from "+to, m["./users"], "1000:1000")
 		}
 		b, err := e.Docker("export", "box").Output()
 		if err != nil {
@@ -166,21 +166,21 @@ func TestUserNamespaceArchives(t *testing.T) {
 		}
 		m := entries(t, b)
 		for name, want := range map[string]string{"bin/busybox": "0:0", "data": "7:0", "data/u": "1000:2000", "data/kept": "55:66", "tmp/m": "1000:1000", "etc/hosts": "0:0", "proc": "0:0", "vol": "0:0"} {
-			equal(t, state+": export of "+name, m[name], want)
+			engine.Equal(t, state+": export of "+name, m[name], want)
 		}
 		for name := range m {
 			if strings.HasPrefix(name, "proc/") || strings.HasPrefix(name, "sys/") || strings.HasPrefix(name, "vol/") || strings.HasPrefix(name, "dev/n") {
 				t.Errorf("%s: export has %s", state, name)
 			}
 		}
-		contains(t, state+": diff", e.Run("diff", "box"), " /data/kept")
+		engine.Contains(t, state+": diff", e.Run("diff", "box"), " /data/kept")
 		e.Run("commit", "box", "made")
 		for _, ns := range []string{"", "host"} {
-			equal(t, state+": committed", owners(e, "run", "--rm", "--userns", ns, "made", "stat", "-c", "%u:%g", "/data/kept", "/tmp/m"), "55:66 1000:1000")
+			engine.Equal(t, state+": committed", owners(e, "run", "--rm", "--userns", ns, "made", "stat", "-c", "%u:%g", "/data/kept", "/tmp/m"), "55:66 1000:1000")
 		}
 	}
 	check()
-	equal(t, "seen inside", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/kept", "/vol/kept"), "55:66 55:66")
+	engine.Equal(t, "seen inside", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/kept", "/vol/kept"), "55:66 55:66")
 	state = "paused"
 	e.Run("pause", "box")
 	check()
@@ -189,22 +189,22 @@ func TestUserNamespaceArchives(t *testing.T) {
 	e.Start()
 	state = "after a restart"
 	check()
-	equal(t, "exec", e.Run("exec", "box", "id", "-u"), "1000")
+	engine.Equal(t, "exec", e.Run("exec", "box", "id", "-u"), "1000")
 	// Running containers keep their map, whatever the engine's is now.
 	flags := e.Flags
 	e.Flags = nil
 	e.Restart()
 	e.Run("cp", in, "box:/data/later")
-	equal(t, "seen inside", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/later"), "55:66")
+	engine.Equal(t, "seen inside", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/later"), "55:66")
 	e.Flags = flags
 	e.Restart()
 	e.Run("restart", "-t", "0", "box")
-	equal(t, "restarted", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/later", "/vol/kept"), "55:66 55:66")
+	engine.Equal(t, "restarted", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/later", "/vol/kept"), "55:66 55:66")
 	e.Run("rm", "-f", "box")
 	e.Run("create", "--name", "box", "-v", "vol:/vol", "made")
 	state = "stopped"
 	e.Run("cp", in, "box:/vol/x")
-	equal(t, "stopped, in a volume", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data/x")), fmt.Sprintf("%d:%d", mappedUID+55, mappedGID+66))
+	engine.Equal(t, "stopped, in a volume", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data/x")), fmt.Sprintf("%d:%d", mappedUID+55, mappedGID+66))
 	check()
 	big := filepath.Join(e.Dir, "big")
 	if err := os.WriteFile(big, nil, 0o600); err != nil {
@@ -245,10 +245,10 @@ for d in . * */* */*/*; do
 	ln -s /etc $d/link 2>/dev/null && echo ln $d
 done; true`
 	for _, v := range []string{data, filepath.Join(data, "overlay2"), filepath.Join(data, "volumes"), filepath.Join(data, "image"), "/etc"} {
-		equal(t, "power over "+v, e.Run("run", "--rm", "-v", v+":/h", "busybox", "sh", "-c", attempt), "")
+		engine.Equal(t, "power over "+v, e.Run("run", "--rm", "-v", v+":/h", "busybox", "sh", "-c", attempt), "")
 	}
 	// What is given to it, it may change: neither the way there, nor beside it.
-	equal(t, "through a volume", e.Run("run", "--rm", "-v", "vol:/h", "busybox", "sh", "-c",
+	engine.Equal(t, "through a volume", e.Run("run", "--rm", "-v", "vol:/h", "busybox", "sh", "-c",
 		"cd /h; touch a; for d in .. ../.. ../../volumes; do chmod 777 $d/vol $d/_data $d/metadata.db 2>/dev/null && echo $d; done; true"), "")
 	// A program that the container makes for everybody is root's of nobody.
 	e.Run("run", "--rm", "-v", "vol:/h", "busybox", "sh", "-c", "cp /bin/busybox /h/sh; chmod 4755 /h/sh")
@@ -268,7 +268,7 @@ done; true`
 	if err != nil {
 		t.Fatal(after, err)
 	}
-	equal(t, "owners and modes of the data root", after, before)
+	engine.Equal(t, "owners and modes of the data root", after, before)
 	e.Audit()
 }
 
@@ -282,7 +282,7 @@ func TestUserNamespaceRefused(t *testing.T) {
 	if e.Launch() {
 		t.Error("an unknown user was taken")
 	}
-	contains(t, "why", e.Log(), `no entry for "nonesuch"`)
+	engine.Contains(t, "why", e.Log(), `no entry for "nonesuch"`)
 	ownEtc(e, "echo mapped:x:7777:7777::/:/bin/false >>passwd; echo mapped:x:7777: >>group; echo mapped:200000:65536 >subuid; cp subuid subgid")
 	if out, err := e.HostRun("mount", "-t", "ramfs", "ramfs", filepath.Join(e.Dir, "data")); err != nil {
 		t.Fatal(out, err)
@@ -291,12 +291,12 @@ func TestUserNamespaceRefused(t *testing.T) {
 	if e.Launch() {
 		t.Error("a file system without mapped ids was taken")
 	}
-	contains(t, "why", e.Log(), "cannot be mounted with mapped ids, which needs Linux 5.19")
+	engine.Contains(t, "why", e.Log(), "cannot be mounted with mapped ids, which needs Linux 5.19")
 	if out, err := e.HostRun("umount", filepath.Join(e.Dir, "data")); err != nil {
 		t.Fatal(out, err)
 	}
 	e.Start()
-	contains(t, "by number", e.Run("run", "--rm", "busybox", "cat", "/proc/self/uid_map"), "200000")
+	engine.Contains(t, "by number", e.Run("run", "--rm", "busybox", "cat", "/proc/self/uid_map"), "200000")
 	// The default user is made when it is absent, once.
 	if out, err := e.HostRun("sh", "-c", "echo other:100000:65536 >/etc/subuid; rm -f /etc/subgid"); err != nil {
 		t.Fatal(out, err)
@@ -304,6 +304,6 @@ func TestUserNamespaceRefused(t *testing.T) {
 	e.Flags = append(flags[:len(flags):len(flags)], "--userns-remap", "default")
 	e.Restart()
 	e.Restart()
-	equal(t, "default", owners(e, "run", "--rm", "busybox", "cat", "/proc/self/uid_map", "/proc/self/gid_map"), "0 165536 65536 0 100000 65536")
+	engine.Equal(t, "default", owners(e, "run", "--rm", "busybox", "cat", "/proc/self/uid_map", "/proc/self/gid_map"), "0 165536 65536 0 100000 65536")
 	e.Audit()
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/net/websocket"
+
+	"machine/acceptance/engine"
 )
 
 // TestWebsocket attaches as browsers do.
@@ -39,13 +41,13 @@ func TestWebsocket(t *testing.T) {
 			break
 		}
 	}
-	equal(t, "what came", got.String(), "early\ntyped\n")
+	engine.Equal(t, "what came", got.String(), "early\ntyped\n")
 	if _, err := ws.Write([]byte("\x10\x11")); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := ws.Read(buf); err != io.EOF {
 		t.Errorf("after the detach keys: %q, %v", buf[:n], err)
 	}
-	equal(t, "its input is still open", e.Run("inspect", "-f", "{{.State.Running}}", "ws"), "true")
+	engine.Equal(t, "its input is still open", e.Run("inspect", "-f", "{{.State.Running}}", "ws"), "true")
 	e.Audit()
 }

@@ -364,6 +364,22 @@ func (e *Engine) Eventually(what string, f func() bool) {
 	e.T.Fatalf("never came true: %s", what)
 }
 
+// Equal says when something is not as it should be.
+func Equal(t testing.TB, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+// Contains says when a text lacks what it should have.
+func Contains(t testing.TB, what, got, want string) {
+	t.Helper()
+	if !strings.Contains(got, want) {
+		t.Errorf("%s: got %q, want it to contain %q", what, got, want)
+	}
+}
+
 // Client is an HTTP client of the engine's API.
 func (e *Engine) Client() *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

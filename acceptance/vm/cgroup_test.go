@@ -27,20 +27,6 @@ func start(t *testing.T, flags ...string) *engine.Engine {
 	return e
 }
 
-func equal(t *testing.T, what, got, want string) {
-	t.Helper()
-	if got != want {
-		t.Errorf("%s: got %q, want %q", what, got, want)
-	}
-}
-
-func contains(t *testing.T, what, got, want string) {
-	t.Helper()
-	if !strings.Contains(got, want) {
-		t.Errorf("%s: got %q, want it to contain %q", what, got, want)
-	}
-}
-
 // group is the folder of a container's cgroup.
 func group(t *testing.T, e *engine.Engine, name string) string {
 	t.Helper()
@@ -85,27 +71,27 @@ func TestResources(t *testing.T) {
 		"cpu.weight": "20", "cpuset.cpus": "0", "cpuset.mems": "0", "pids.max": "50",
 		"io.max": number + " rbps=1048576 wbps=2097152 riops=100 wiops=200",
 	} {
-		equal(t, name, file(t, dir, name), want)
+		engine.Equal(t, name, file(t, dir, name), want)
 	}
 	weight, _ := os.ReadFile(filepath.Join(dir, "io.bfq.weight"))
 	if len(weight) > 0 {
-		equal(t, "io.bfq.weight", strings.TrimSpace(string(weight)), "default 300\n"+number+" 400")
+		engine.Equal(t, "io.bfq.weight", strings.TrimSpace(string(weight)), "default 300\n"+number+" 400")
 	} else {
-		equal(t, "io.weight", file(t, dir, "io.weight"), "default 2930")
+		engine.Equal(t, "io.weight", file(t, dir, "io.weight"), "default 2930")
 	}
-	equal(t, "what the container sees", e.Run("exec", "box", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"), "67108864\n50")
+	engine.Equal(t, "what the container sees", e.Run("exec", "box", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"), "67108864\n50")
 	e.Run("update", "-m", "96m", "--memory-swap", "96m", "--cpus", "1.5", "--cpu-shares", "2048", "--cpuset-cpus", "0-1", "--pids-limit", "60", "--blkio-weight", "500", "box")
 	for name, want := range map[string]string{"memory.max": "100663296", "memory.swap.max": "0", "cpu.max": "150000 100000",
 		"cpu.weight": "79", "cpuset.cpus": "0-1", "pids.max": "60", "memory.low": "33554432"} {
-		equal(t, "updated "+name, file(t, dir, name), want)
+		engine.Equal(t, "updated "+name, file(t, dir, name), want)
 	}
 	e.Run("update", "-m", "32m", "--memory-swap", "-1", "--memory-reservation", "16m", "box")
-	equal(t, "less memory", file(t, dir, "memory.max"), "33554432")
-	equal(t, "swap without limit", file(t, dir, "memory.swap.max"), "max")
+	engine.Equal(t, "less memory", file(t, dir, "memory.max"), "33554432")
+	engine.Equal(t, "swap without limit", file(t, dir, "memory.swap.max"), "max")
 	e.Run("update", "--pids-limit", "-1", "box")
-	equal(t, "no limit of processes", file(t, dir, "pids.max"), "max")
+	engine.Equal(t, "no limit of processes", file(t, dir, "pids.max"), "max")
 	e.Run("restart", "-t", "0", "box")
-	equal(t, "after a restart", file(t, group(t, e, "box"), "memory.max"), "33554432")
+	engine.Equal(t, "after a restart", file(t, group(t, e, "box"), "memory.max"), "33554432")
 	e.Fails(125, "", "run", "--cpuset-cpus", "4000", "busybox", "true")
 	e.Audit()
 }
@@ -189,7 +175,7 @@ func TestStats(t *testing.T) {
 	if wrote < 8<<20 {
 		t.Errorf("io: %+v", s.Blkio)
 	}
-	contains(t, "docker stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}} {{.BlockIO}}", "box"), "/ 64MiB")
+	engine.Contains(t, "docker stats", e.Run("stats", "--no-stream", "--format", "{{.MemUsage}} {{.PIDs}} {{.BlockIO}}", "box"), "/ 64MiB")
 	e.Run("run", "-d", "--name", "free", "busybox", "sleep", "1000")
 	if s := stats(t, e, "free"); s.Memory.Limit == 0 || s.Memory.Limit > 1<<50 || s.Pids.Limit != 4096 {
 		t.Errorf("without limits: %+v %+v", s.Memory, s.Pids)
@@ -205,14 +191,14 @@ func TestOutOfMemory(t *testing.T) {
 	if r.Code != 137 {
 		t.Errorf("exit code %d: %s", r.Code, r.Err)
 	}
-	equal(t, "state", e.Run("inspect", "-f", "{{.State.ExitCode}} {{.State.OOMKilled}}", "oom"), "137 true")
+	engine.Equal(t, "state", e.Run("inspect", "-f", "{{.State.ExitCode}} {{.State.OOMKilled}}", "oom"), "137 true")
 	until := e.Run("info", "-f", "{{.SystemTime}}")
-	equal(t, "events", strings.Join(strings.Fields(e.Run("events", "--since", since, "--until", until, "--filter", "container=oom", "--format", "{{.Action}}")), " "), "create attach start oom die")
+	engine.Equal(t, "events", strings.Join(strings.Fields(e.Run("events", "--since", since, "--until", until, "--filter", "container=oom", "--format", "{{.Action}}")), " "), "create attach start oom die")
 	e.Run("run", "-d", "--name", "box", "-m", "24m", "--memory-swap", "24m", "busybox", "sleep", "1000")
 	if r := e.Try("exec", "box", "sh", "-c", grow); r.Code != 137 {
 		t.Errorf("exec: %+v", r)
 	}
-	equal(t, "an exec's end is not the container's", e.Run("inspect", "-f", "{{.State.Running}}", "box"), "true")
+	engine.Equal(t, "an exec's end is not the container's", e.Run("inspect", "-f", "{{.State.Running}}", "box"), "true")
 	e.Eventually("it is told while the container lives", func() bool {
 		return e.Run("inspect", "-f", "{{.State.OOMKilled}}", "box") == "true"
 	})
@@ -228,15 +214,15 @@ func TestPause(t *testing.T) {
 	e.Run("run", "-d", "--name", "box", "busybox", "sh", "-c", "while :; do echo x; sleep 0.05; done")
 	dir := group(t, e, "box")
 	e.Run("pause", "box")
-	equal(t, "cgroup.freeze", file(t, dir, "cgroup.freeze"), "1")
-	contains(t, "cgroup.events", file(t, dir, "cgroup.events"), "frozen 1")
-	equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}}", "box"), "paused")
+	engine.Equal(t, "cgroup.freeze", file(t, dir, "cgroup.freeze"), "1")
+	engine.Contains(t, "cgroup.events", file(t, dir, "cgroup.events"), "frozen 1")
+	engine.Equal(t, "state", e.Run("inspect", "-f", "{{.State.Status}}", "box"), "paused")
 	e.Fails(1, "paused", "exec", "box", "true")
 	e.Restart()
-	equal(t, "state after a restart of the agent", e.Run("inspect", "-f", "{{.State.Status}}", "box"), "paused")
+	engine.Equal(t, "state after a restart of the agent", e.Run("inspect", "-f", "{{.State.Status}}", "box"), "paused")
 	e.Run("update", "-m", "64m", "--memory-swap", "64m", "box")
 	e.Run("unpause", "box")
-	equal(t, "cgroup.freeze", file(t, dir, "cgroup.freeze"), "0")
+	engine.Equal(t, "cgroup.freeze", file(t, dir, "cgroup.freeze"), "0")
 	e.Run("exec", "box", "true")
 	e.Run("pause", "box")
 	e.Run("rm", "-f", "box")
@@ -254,17 +240,17 @@ func TestDevices(t *testing.T) {
 		return r.Out + r.Err
 	}
 	read := "head -c 1 /x >/dev/null"
-	contains(t, "a node of its own making", box("busybox", "sh", "-c", "mknod /x c 1 1 && "+read), "Operation not permitted")
-	equal(t, "the usual ones", box("busybox", "sh", "-c", "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; head -c 3 /dev/zero | wc -c; echo x >/dev/null"), "3\n")
-	equal(t, "a device that is given", box("--device", dev+":/x:r", "busybox", "sh", "-c", read+" && echo yes"), "yes\n")
-	contains(t, "writing what may be read", box("--device", dev+":/x:r", "busybox", "sh", "-c", ": >>/x"), "Operation not permitted")
-	equal(t, "by a rule", box("--device-cgroup-rule", "b "+number+" r", "busybox", "sh", "-c", "mknod /x b "+strings.Replace(number, ":", " ", 1)+" && "+read+" && echo yes"), "yes\n")
-	equal(t, "privileged", box("--privileged", "busybox", "sh", "-c", "head -c 1 "+dev+" >/dev/null && echo yes"), "yes\n")
+	engine.Contains(t, "a node of its own making", box("busybox", "sh", "-c", "mknod /x c 1 1 && "+read), "Operation not permitted")
+	engine.Equal(t, "the usual ones", box("busybox", "sh", "-c", "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; head -c 3 /dev/zero | wc -c; echo x >/dev/null"), "3\n")
+	engine.Equal(t, "a device that is given", box("--device", dev+":/x:r", "busybox", "sh", "-c", read+" && echo yes"), "yes\n")
+	engine.Contains(t, "writing what may be read", box("--device", dev+":/x:r", "busybox", "sh", "-c", ": >>/x"), "Operation not permitted")
+	engine.Equal(t, "by a rule", box("--device-cgroup-rule", "b "+number+" r", "busybox", "sh", "-c", "mknod /x b "+strings.Replace(number, ":", " ", 1)+" && "+read+" && echo yes"), "yes\n")
+	engine.Equal(t, "privileged", box("--privileged", "busybox", "sh", "-c", "head -c 1 "+dev+" >/dev/null && echo yes"), "yes\n")
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
 	e.Run("update", "-m", "64m", "--memory-swap", "64m", "box")
-	contains(t, "in an exec, after an update", e.Try("exec", "box", "sh", "-c", "mknod /x c 1 1 && "+read).Err, "Operation not permitted")
+	engine.Contains(t, "in an exec, after an update", e.Try("exec", "box", "sh", "-c", "mknod /x c 1 1 && "+read).Err, "Operation not permitted")
 	e.Restart()
-	contains(t, "after a restart of the agent", e.Try("exec", "box", "sh", "-c", read).Err, "Operation not permitted")
+	engine.Contains(t, "after a restart of the agent", e.Try("exec", "box", "sh", "-c", read).Err, "Operation not permitted")
 	e.Audit()
 }
 
@@ -272,16 +258,16 @@ func TestCgroupNamespaces(t *testing.T) {
 	e := start(t)
 	own := "/" + filepath.Base(e.Dir) + "/"
 	script := "cat /proc/self/cgroup; ls /sys/fs/cgroup/cgroup.controllers; grep -c ' cgroup2 ro,' /proc/mounts; mkdir /sys/fs/cgroup/new 2>/dev/null && echo made"
-	equal(t, "default", e.Try("run", "--rm", "busybox", "sh", "-c", script).Out, "0::/\n/sys/fs/cgroup/cgroup.controllers\n1\n")
-	equal(t, "private", e.Run("run", "--rm", "--cgroupns", "private", "busybox", "cat", "/proc/self/cgroup"), "0::/")
-	contains(t, "host", e.Run("run", "--rm", "--cgroupns", "host", "busybox", "cat", "/proc/self/cgroup"), own)
-	equal(t, "privileged", e.Run("run", "--rm", "--privileged", "busybox", "sh", "-c", "cat /proc/self/cgroup; mkdir /sys/fs/cgroup/new && echo made"), "0::/\nmade")
+	engine.Equal(t, "default", e.Try("run", "--rm", "busybox", "sh", "-c", script).Out, "0::/\n/sys/fs/cgroup/cgroup.controllers\n1\n")
+	engine.Equal(t, "private", e.Run("run", "--rm", "--cgroupns", "private", "busybox", "cat", "/proc/self/cgroup"), "0::/")
+	engine.Contains(t, "host", e.Run("run", "--rm", "--cgroupns", "host", "busybox", "cat", "/proc/self/cgroup"), own)
+	engine.Equal(t, "privileged", e.Run("run", "--rm", "--privileged", "busybox", "sh", "-c", "cat /proc/self/cgroup; mkdir /sys/fs/cgroup/new && echo made"), "0::/\nmade")
 	e.Run("run", "-d", "--name", "box", "busybox", "sleep", "1000")
-	equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.CgroupnsMode}}", "box"), "private")
-	equal(t, "exec", e.Run("exec", "box", "cat", "/proc/self/cgroup"), "0::/")
+	engine.Equal(t, "inspect", e.Run("inspect", "-f", "{{.HostConfig.CgroupnsMode}}", "box"), "private")
+	engine.Equal(t, "exec", e.Run("exec", "box", "cat", "/proc/self/cgroup"), "0::/")
 	e.Run("run", "-d", "--name", "host", "--cgroupns", "host", "busybox", "sleep", "1000")
-	contains(t, "exec in the host's", e.Run("exec", "host", "cat", "/proc/self/cgroup"), own+e.Run("inspect", "-f", "{{.Id}}", "host"))
-	equal(t, "parent", e.Run("run", "--rm", "--cgroup-parent", own+"inner", "--cgroupns", "host", "busybox", "sh", "-c", "grep -c "+own+"inner/ /proc/self/cgroup"), "1")
+	engine.Contains(t, "exec in the host's", e.Run("exec", "host", "cat", "/proc/self/cgroup"), own+e.Run("inspect", "-f", "{{.Id}}", "host"))
+	engine.Equal(t, "parent", e.Run("run", "--rm", "--cgroup-parent", own+"inner", "--cgroupns", "host", "busybox", "sh", "-c", "grep -c "+own+"inner/ /proc/self/cgroup"), "1")
 	os.Remove("/sys/fs/cgroup" + own + "inner")
 	e.Audit()
 }
@@ -294,7 +280,7 @@ func TestNestedCgroups(t *testing.T) {
 	e.Run("run", "-d", "--name", "box", "--privileged", "busybox", "sh", "-c",
 		"cd /sys/fs/cgroup && mkdir init && echo 1 >init/cgroup.procs && echo +memory +pids >cgroup.subtree_control && mkdir other && echo ready; sleep 1000")
 	e.Eventually("the container is ready", func() bool { return strings.Contains(e.Run("logs", "box"), "ready") })
-	equal(t, "exec", e.Run("exec", "box", "cat", "/proc/self/cgroup"), "0::/init")
+	engine.Equal(t, "exec", e.Run("exec", "box", "cat", "/proc/self/cgroup"), "0::/init")
 	e.Run("exec", "-d", "box", "sh", "-c", "echo $$ >/sys/fs/cgroup/other/cgroup.procs; sleep 1000")
 	e.Eventually("all processes are listed", func() bool { return strings.Count(e.Run("top", "box"), "sleep 1000") >= 2 })
 	e.Run("pause", "box")
@@ -330,9 +316,9 @@ func TestEngineInContainer(t *testing.T) {
 		return e.Try("exec", "outer", "docker", "-H", "unix:///run/engine.sock", "version").Code == 0
 	})
 	inner("import", "--change", "ENV PATH=/bin", "/busybox.tar", "busybox")
-	equal(t, "limits inside", inner("run", "--rm", "-m", "64m", "--pids-limit", "50", "busybox", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"), "67108864\n50")
+	engine.Equal(t, "limits inside", inner("run", "--rm", "-m", "64m", "--pids-limit", "50", "busybox", "cat", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/pids.max"), "67108864\n50")
 	inner("run", "-d", "--name", "box", "busybox", "sleep", "1000")
-	equal(t, "exec inside", inner("exec", "box", "cat", "/proc/self/cgroup"), "0::/")
+	engine.Equal(t, "exec inside", inner("exec", "box", "cat", "/proc/self/cgroup"), "0::/")
 	dir := group(t, e, "outer")
 	e.Run("rm", "-f", "-v", "outer")
 	if _, err := os.Stat(dir); err == nil {
@@ -343,14 +329,14 @@ func TestEngineInContainer(t *testing.T) {
 
 func TestInfo(t *testing.T) {
 	e := start(t)
-	equal(t, "info", e.Run("info", "-f", "{{.CgroupVersion}} {{.CgroupDriver}} {{.MemoryLimit}} {{.SwapLimit}} {{.PidsLimit}} {{.CPUShares}} {{.CPUSet}} {{.OomKillDisable}}"),
+	engine.Equal(t, "info", e.Run("info", "-f", "{{.CgroupVersion}} {{.CgroupDriver}} {{.MemoryLimit}} {{.SwapLimit}} {{.PidsLimit}} {{.CPUShares}} {{.CPUSet}} {{.OomKillDisable}}"),
 		"2 cgroupfs true true true true true false")
-	contains(t, "security options", e.Run("info", "-f", "{{.SecurityOptions}}"), "name=cgroupns")
+	engine.Contains(t, "security options", e.Run("info", "-f", "{{.SecurityOptions}}"), "name=cgroupns")
 	r := e.Try("info")
 	if strings.Contains(r.Err, "WARNING") {
 		t.Errorf("warnings: %s", r.Err)
 	}
-	contains(t, "discarded", e.Try("run", "--rm", "-m", "64m", "--oom-kill-disable", "busybox", "true").Err, "OomKillDisable discarded")
-	contains(t, "discarded", e.Try("run", "--rm", "-m", "64m", "--memory-swappiness", "10", "busybox", "true").Err, "swappiness discarded")
+	engine.Contains(t, "discarded", e.Try("run", "--rm", "-m", "64m", "--oom-kill-disable", "busybox", "true").Err, "OomKillDisable discarded")
+	engine.Contains(t, "discarded", e.Try("run", "--rm", "-m", "64m", "--memory-swappiness", "10", "busybox", "true").Err, "swappiness discarded")
 	e.Audit()
 }

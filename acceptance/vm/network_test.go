@@ -72,7 +72,7 @@ func vlan(t *testing.T, driver string) {
 	a, b := pair(t)
 	for i, e := range []*engine.Engine{a, b} {
 		e.Run("network", "create", "-d", driver, "--subnet", "10.10.0.0/24", "--gateway", "10.10.0.254", "-o", "parent=eth0.10", "ten")
-		contains(t, "the device", host(t, e, "ip", "-d", "link", "show", "eth0.10"), "802.1Q id 10")
+		engine.Contains(t, "the device", host(t, e, "ip", "-d", "link", "show", "eth0.10"), "802.1Q id 10")
 		sleeper(e, "ten", "one", fmt.Sprintf("10.10.0.%d", i+2))
 	}
 	sleeper(a, "ten", "two", "10.10.0.5")
@@ -83,7 +83,7 @@ func vlan(t *testing.T, driver string) {
 	reaches(t, a, "one", "10.10.0.5")
 	reaches(t, a, "one", "two") // the resolver
 	misses(t, a, "three", "10.10.0.3")
-	contains(t, "default route", a.Run("exec", "one", "ip", "route"), "default via 10.10.0.254 dev eth0")
+	engine.Contains(t, "default route", a.Run("exec", "one", "ip", "route"), "default via 10.10.0.254 dev eth0")
 	a.Restart()
 	reaches(t, a, "one", "10.10.0.3")
 	a.Fails(1, "has active endpoints", "network", "rm", "ten")
@@ -136,11 +136,11 @@ func TestIPvlanRouted(t *testing.T) {
 			host(t, e, "ip", "route", "replace", fmt.Sprintf("10.3%d.0.0/24", 2-i), "via", fmt.Sprintf("192.168.9.%d", 2-i))
 		}
 		sleeper(a, "far", "two", "10.31.0.3")
-		contains(t, mode+": default route", a.Run("exec", "one", "ip", "route"), "default dev eth0")
+		engine.Contains(t, mode+": default route", a.Run("exec", "one", "ip", "route"), "default dev eth0")
 		reaches(t, a, "one", "10.31.0.3")
 		reaches(t, a, "one", "10.32.0.2")
 		reaches(t, b, "one", "10.31.0.2")
-		contains(t, "one parent, one network", a.Try("network", "create", "-d", "ipvlan", "-o", "parent=eth0", "other").Err, "already using parent")
+		engine.Contains(t, "one parent, one network", a.Try("network", "create", "-d", "ipvlan", "-o", "parent=eth0", "other").Err, "already using parent")
 		a.Run("rm", "-f", "one", "two")
 		b.Run("rm", "-f", "one")
 		a.Run("network", "rm", "far")
@@ -159,7 +159,7 @@ func TestBridge(t *testing.T) {
 		out, _ := e.HostRun("curl", "-s", "-m", "5", "http://127.0.0.1:8080/")
 		return strings.Contains(out, "hello")
 	})
-	equal(t, "by name", e.Run("run", "--rm", "--network", "back", "busybox", "wget", "-qO-", "http://web/"), "hello")
+	engine.Equal(t, "by name", e.Run("run", "--rm", "--network", "back", "busybox", "wget", "-qO-", "http://web/"), "hello")
 	e.Run("rm", "-f", "web")
 	e.Run("network", "rm", "back")
 	e.Audit()
