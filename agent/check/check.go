@@ -101,15 +101,7 @@ func (c *checker) read(ctx context.Context, content bool) error {
 			f.Err = known[f.Dir]
 		}
 	}
-	get := func(d digest.Digest) ([]byte, error) { return nil, fmt.Errorf("blob %s is not here", d) }
-	if _, err := os.Stat(c.path("image/blobs")); err == nil {
-		blobs, err := blob.Open(c.path("image/blobs"))
-		if err != nil {
-			return err
-		}
-		get = blobs.Get
-	}
-	if c.images, c.records, err = image.Check(c.path("image"), get); err != nil {
+	if c.images, c.records, err = image.Check(c.path("image"), blob.At(c.path("image/blobs")).Get); err != nil {
 		return err
 	}
 	conts, bad, err := state.Check(c.recordDirs()[0], container.CheckRecord)

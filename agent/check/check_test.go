@@ -181,13 +181,16 @@ func TestF32UnderContainer(t *testing.T) {
 }
 
 // TestF32ImageRecord: a record that is garbage is made anew from the
-// configuration; an image whose configuration is gone waits for it.
+// configuration; an image whose configuration is damaged waits for it.
 func TestF32ImageRecord(t *testing.T) {
 	r, base, child, archive := newRoot(t)
 	r.write(filepath.Join(r.dir, "image/records", child.ID.Encoded()+".json"), "null")
-	if err := os.Remove(filepath.Join(r.dir, "image/blobs/sha256", base.ID.Encoded())); err != nil {
+	config := filepath.Join(r.dir, "image/blobs/sha256", base.ID.Encoded())
+	b, err := os.ReadFile(config)
+	if err != nil {
 		t.Fatal(err)
 	}
+	r.write(config, strings.ToUpper(string(b))) // of the same size
 	r.check(2, check.Options{})
 	r.restart()
 	r.restart()
