@@ -199,7 +199,7 @@ const small = 2 << 20
 
 // partial is what the engine keeps of blobs that are not whole.
 func partial(e *engine.Engine) (n int64) {
-	list, _ := filepath.Glob(filepath.Join(e.Dir, "data/*/partial/*"))
+	list, _ := filepath.Glob(filepath.Join(e.Dir, "data/image/blobs/partial/*"))
 	for _, f := range list {
 		if st, err := os.Stat(f); err == nil {
 			n += st.Size()
