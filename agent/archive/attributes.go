@@ -79,11 +79,20 @@ func (u *unpacker) attributes(fd int, h *tar.Header) error {
 	if uid < 0 || gid < 0 || int64(uid) > 1<<32-2 || int64(gid) > 1<<32-2 {
 		return fault.Invalid.Errorf("owner %d:%d is out of range", uid, gid)
 	}
-	if err := retry(func() error { return unix.Fchown(fd, uid, gid) }); err != nil {
+	var st unix.Stat_t // most of what was just made is root's, with its mode: asking is cheaper than changing
+	if err := retry(func() error { return unix.Fstat(fd, &st) }); err != nil {
 		return err
 	}
-	if err := retry(func() error { return unix.Fchmod(fd, uint32(h.Mode&0o7777)) }); err != nil {
-		return err
+	other := int64(st.Uid) != int64(uid) || int64(st.Gid) != int64(gid)
+	if other {
+		if err := retry(func() error { return unix.Fchown(fd, uid, gid) }); err != nil {
+			return err
+		}
+	}
+	if mode := uint32(h.Mode & 0o7777); other || st.Mode&0o7777 != mode {
+		if err := retry(func() error { return unix.Fchmod(fd, mode) }); err != nil {
+			return err
+		}
 	}
 	for k, v := range h.PAXRecords {
 		name, ok := strings.CutPrefix(k, xattrRecord)
