@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"machine/acceptance/engine"
 	"machine/agent/layer/layertest"
 	"machine/agent/registry/registrytest"
@@ -228,4 +230,59 @@ func TestRegistryDies(t *testing.T) {
 		t.Errorf("only %d bytes are kept", kept)
 	}
 	e.Audit()
+}
+
+// TestF33DiskFullInPull: a pull and a load that the disk cannot hold say so and
+// leave nothing on it; what fits is pulled afterwards.
+func TestF33DiskFullInPull(t *testing.T) {
+	e := start(t)
+	data := filepath.Join(e.Dir, "data")
+	e.Run("save", "-o", filepath.Join(e.Dir, "busybox.tar.saved"), "busybox")
+	e.Kill()
+	if out, err := e.HostRun("mount", "-t", "tmpfs", "-o", "size=20m,mode=710", "tmpfs", data); err != nil {
+		t.Skipf("no tmpfs here: %v %s", err, out)
+	}
+	e.Start()
+	s := slowly(e)
+	s.hurry()
+	noise := make([]byte, 24<<20)
+	r := rand.New(rand.NewPCG(3, 4))
+	for i := range noise {
+		noise[i] = byte(r.Uint32())
+	}
+	s.Image(t, "huge", "1", layertest.Tar(t, layertest.File("small", "x")), layertest.Tar(t, layertest.File("noise", string(noise))))
+	free := func() string {
+		out, _ := e.HostRun("sh", "-c", "df -k "+data+" | tail -1 | awk '{print int($4/1024)}'")
+		return out
+	}
+	before := free()
+	for range 2 {
+		e.Fails(1, "no space left on device", "pull", s.addr+"/huge:1")
+		nothingStaged(e)
+		engine.Equal(t, "space after a pull", free(), before)
+	}
+	archive := filepath.Join(e.Dir, "huge.tar")
+	if err := os.WriteFile(archive, hugeArchive(t, noise), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.Fails(1, "no space left on device", "load", "-i", archive)
+	nothingStaged(e)
+	engine.Equal(t, "space after a load", free(), before)
+	engine.Equal(t, "images", e.Run("images", "-aq"), "")
+	e.Run("load", "-i", filepath.Join(e.Dir, "busybox.tar.saved"))
+	engine.Equal(t, "what fits", e.Run("run", "--rm", "--network", "none", "busybox", "echo", "yes"), "yes")
+	s.stop()
+	e.Terminate()
+	if out, err := e.HostRun("umount", data); err != nil {
+		t.Errorf("something holds the disk: %s", out)
+	}
+	e.Start()
+	e.Audit()
+}
+
+// hugeArchive is an archive of an image with one layer.
+func hugeArchive(t *testing.T, content []byte) []byte {
+	layer := layertest.Tar(t, layertest.File("noise", string(content)))
+	config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["%s"]}}`, digest.FromBytes(layer))
+	return layertest.Tar(t, layertest.File("layer.tar", string(layer)), layertest.File("c.json", config), layertest.File("manifest.json", `[{"Config":"c.json","RepoTags":["huge:1"],"Layers":["layer.tar"]}]`))
 }

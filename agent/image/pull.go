@@ -11,6 +11,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"machine/agent/failpoint"
 	"machine/agent/fault"
@@ -109,6 +110,9 @@ func (p *pull) run() (*model.Image, error) {
 	p.chains = chainsOf(p.diffs)
 	defer p.s.lease(p.chains)()
 	if err := p.layers(); err != nil {
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			p.dropBlobs() // to take it up again would need what they take
+		}
 		return nil, err
 	}
 	failpoint.Hit("pull.layers")
