@@ -32,13 +32,23 @@ func (p *program) oneName(c *cli.Context) (string, error) {
 }
 
 // someNames returns the machines that were named, or "default" if there is
-// such a machine.
-func (p *program) someNames(c *cli.Context) ([]string, error) {
+// such a machine. One that is not known is an error.
+func (p *program) someNames(c *cli.Context) (names []string, err error) {
 	if c.NArg() == 0 && len(c.StringSlice("filter")) == 0 {
-		name, err := p.oneName(c)
-		return []string{name}, err
+		names = make([]string, 1)
+		names[0], err = p.oneName(c)
+	} else {
+		names, err = p.chosen(c)
 	}
-	return p.chosen(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if _, err := p.m.Store.Load(n); err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
 }
 
 // load loads the one machine that a command is about.
@@ -56,11 +66,6 @@ func (p *program) each(c *cli.Context, f func(ctx context.Context, name string) 
 	names, err := p.someNames(c)
 	if err != nil {
 		return err
-	}
-	for _, n := range names {
-		if _, err := p.m.Store.Load(n); err != nil {
-			return err
-		}
 	}
 	return lifecycle.Each(c.Context, names, 0, f)
 }

@@ -25,11 +25,6 @@ func (p *program) eachLine(c *cli.Context, f func(context.Context, *lifecycle.Ma
 	if err != nil {
 		return err
 	}
-	for _, n := range names {
-		if _, err := p.m.Store.Load(n); err != nil {
-			return err
-		}
-	}
 	lines := make([]string, len(names))
 	index := map[string]int{}
 	for i, n := range names {

@@ -56,6 +56,16 @@ type place struct {
 	ids    *model.IDMap // with which root shows the container's ids
 }
 
+// at finds a container, and a path of it.
+func (m *Manager) at(ctx context.Context, ref, path string) (*Container, *place, error) {
+	c, err := m.find(ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := c.at(ctx, path)
+	return c, p, err
+}
+
 // at finds where a path of a container lives. In a stopped one volumes are not
 // mounted, so a path below one is resolved in the volume itself. A running
 // container's root has all of it.
@@ -100,11 +110,7 @@ func (c *Container) at(ctx context.Context, path string) (*place, error) {
 
 // StatPath describes a path in a container.
 func (m *Manager) StatPath(ctx context.Context, ref, path string) (model.PathStat, error) {
-	c, err := m.find(ref)
-	if err != nil {
-		return model.PathStat{}, err
-	}
-	p, err := c.at(ctx, path)
+	c, p, err := m.at(ctx, ref, path)
 	if err != nil {
 		return model.PathStat{}, err
 	}
@@ -129,11 +135,7 @@ func (c *Container) statAt(p *place, path string) (model.PathStat, error) {
 // Archive writes a path of a container as a tar; begin gets its description
 // before the first byte.
 func (m *Manager) Archive(ctx context.Context, ref, path string, begin func(model.PathStat) io.Writer) error {
-	c, err := m.find(ref)
-	if err != nil {
-		return err
-	}
-	p, err := c.at(ctx, path)
+	c, p, err := m.at(ctx, ref, path)
 	if err != nil {
 		return err
 	}
@@ -149,11 +151,7 @@ func (m *Manager) Archive(ctx context.Context, ref, path string, begin func(mode
 // Extract unpacks a tar into a directory of a container. With copyUIDGID what
 // it holds belongs to the container's user, if that is set.
 func (m *Manager) Extract(ctx context.Context, ref, path string, r io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error {
-	c, err := m.find(ref)
-	if err != nil {
-		return err
-	}
-	p, err := c.at(ctx, path)
+	c, p, err := m.at(ctx, ref, path)
 	if err != nil {
 		return err
 	}

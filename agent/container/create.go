@@ -53,7 +53,7 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 	}
 	var u undo.Stack
 	defer u.Run(&err)
-	id := newID()
+	id := model.NewID()
 	name, err = m.claimName(name, id)
 	if err != nil {
 		return resp, err

@@ -43,7 +43,7 @@ func (m *Manager) ExecCreate(ref string, req container.ExecCreateRequest) (strin
 	if len(req.Cmd) == 0 {
 		return "", fault.Invalid.Errorf("no exec command specified")
 	}
-	e := &execState{id: newID(), c: c, req: req, exited: make(chan struct{})}
+	e := &execState{id: model.NewID(), c: c, req: req, exited: make(chan struct{})}
 	m.mu.Lock()
 	m.execs[e.id] = e
 	c.execIDs[e.id] = true

@@ -2,8 +2,6 @@ package container
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -171,7 +169,7 @@ func (m *Manager) find(ref string) (*Container, error) {
 		return c, nil
 	}
 	var found *Container
-	if ref != "" && isHex(ref) {
+	if ref != "" && model.IsHex(ref) {
 		for id, c := range m.byID {
 			if strings.HasPrefix(id, ref) {
 				if found != nil {
@@ -187,15 +185,6 @@ func (m *Manager) find(ref string) (*Container, error) {
 	return found, nil
 }
 
-func isHex(s string) bool {
-	for _, r := range s {
-		if !strings.ContainsRune("0123456789abcdef", r) {
-			return false
-		}
-	}
-	return true
-}
-
 // Record returns what is known of a container.
 func (m *Manager) Record(ref string) (*Record, error) {
 	c, err := m.find(ref)
@@ -203,6 +192,15 @@ func (m *Manager) Record(ref string) (*Record, error) {
 		return nil, err
 	}
 	return c.rec.Load(), nil
+}
+
+// hold finds a container and takes its op lock. The caller unlocks it.
+func (m *Manager) hold(ctx context.Context, ref string) (*Container, error) {
+	c, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.lock(ctx)
 }
 
 // lock takes the op lock, or fails when ctx ends first.
@@ -273,16 +271,3 @@ func (m *Manager) taskDir(id string) string { return filepath.Join(m.o.ExecRoot,
 
 // Dir returns the container's folder for a record.
 func (m *Manager) Dir(id string) string { return m.dir(id) }
-
-// newID makes a 64 digit id whose short form is not all digits: such a name
-// would be taken for a number by the resolver of host names.
-func newID() string {
-	var b [32]byte
-	for {
-		rand.Read(b[:])
-		s := hex.EncodeToString(b[:])
-		if strings.Trim(s[:12], "0123456789") != "" {
-			return s
-		}
-	}
-}

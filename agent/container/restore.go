@@ -316,11 +316,8 @@ func (m *Manager) Known(id string) bool {
 // Connect attaches a container to a further network; a stopped one when it
 // starts.
 func (m *Manager) Connect(ctx context.Context, ref, networkName string, cfg *network.EndpointSettings) error {
-	c, err := m.find(ref)
+	c, err := m.hold(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.unlock()

@@ -25,11 +25,8 @@ import (
 // is a Conflict. Errors of the program itself (not found, not executable)
 // carry Docker's texts and kind Invalid.
 func (m *Manager) Start(ctx context.Context, ref string) error {
-	c, err := m.find(ref)
+	c, err := m.hold(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.unlock()

@@ -245,11 +245,8 @@ func (m *Manager) Unpause(ctx context.Context, ref string) error {
 }
 
 func (m *Manager) freeze(ctx context.Context, ref string, from, to container.ContainerState) error {
-	c, err := m.find(ref)
+	c, err := m.hold(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.unlock()

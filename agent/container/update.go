@@ -43,11 +43,8 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 
 // Update changes limits and the restart policy, of a running container too.
 func (m *Manager) Update(ctx context.Context, ref string, res container.Resources, policy container.RestartPolicy) ([]string, error) {
-	c, err := m.find(ref)
+	c, err := m.hold(ctx, ref)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer c.unlock()

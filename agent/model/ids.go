@@ -1,5 +1,27 @@
 package model
 
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"strings"
+)
+
+// NewID makes an id of 64 hexadecimal digits. The first 12, its short form, are
+// never all decimal: a resolver would take such a host's name for a number.
+func NewID() string {
+	var b [32]byte
+	for {
+		_, _ = rand.Read(b[:]) // never fails
+		id := hex.EncodeToString(b[:])
+		if strings.Trim(id[:12], "0123456789") != "" {
+			return id
+		}
+	}
+}
+
+// IsHex reports whether s has no other than the digits of ids.
+func IsHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
+
 // An IDMap is the range of ids that --userns-remap gives to containers: 0 in a
 // container is UID, GID on the host, and so on. Source: user_namespaces(7).
 type IDMap struct{ UID, GID, Size uint32 }

@@ -1,6 +1,9 @@
 package model
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestIDMap(t *testing.T) {
 	m := &IDMap{UID: 100000, GID: 200000, Size: 1000}
@@ -20,5 +23,17 @@ func TestIDMap(t *testing.T) {
 	}
 	if uid, gid := m.Inside(0, 300000); uid != OverflowID || gid != OverflowID {
 		t.Errorf("got %d:%d", uid, gid)
+	}
+}
+
+func TestNewID(t *testing.T) {
+	a, b := NewID(), NewID()
+	if a == b || len(a) != 64 || !IsHex(a) || strings.Trim(a[:12], "0123456789") == "" {
+		t.Errorf("got %s and %s", a, b)
+	}
+	for s, want := range map[string]bool{"": true, "0af": true, "0ag": false, "AF": false, "0 1": false} {
+		if IsHex(s) != want {
+			t.Errorf("%q: got %v", s, !want)
+		}
 	}
 }

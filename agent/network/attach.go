@@ -28,7 +28,7 @@ func (m *Manager) NewSandbox(ctx context.Context, containerID string, mapped boo
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	key := filepath.Join(m.netnsDir(), newID()[:12])
+	key := filepath.Join(m.netnsDir(), model.NewID()[:12])
 	from := &m.spare
 	if mapped {
 		from = &m.spareMapped
@@ -213,7 +213,7 @@ func applySysctls(ns *link.NS, ep *Endpoint) error {
 // newEndpoint makes the record and takes the addresses.
 func (m *Manager) newEndpoint(n *Network, sb *sandbox, c model.AttachConfig) (ep *Endpoint, err error) {
 	ep = &Endpoint{Sandbox: c.SandboxKey, Hostname: c.Hostname, Requests: c.Ports, Internal: n.Internal}
-	ep.ID, ep.NetworkID, ep.NetworkName, ep.Driver = newID(), n.ID, n.Name, n.Driver
+	ep.ID, ep.NetworkID, ep.NetworkName, ep.Driver = model.NewID(), n.ID, n.Name, n.Driver
 	ep.ContainerID, ep.ContainerName = c.ContainerID, strings.TrimPrefix(c.ContainerName, "/")
 	cfg := c.Config
 	if cfg == nil {

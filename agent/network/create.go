@@ -13,6 +13,7 @@ import (
 	apinetwork "github.com/moby/moby/api/types/network"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 	"machine/agent/network/ipam"
 	"machine/agent/undo"
 )
@@ -111,7 +112,7 @@ func (m *Manager) newNetwork(r apinetwork.CreateRequest) (*Network, error) {
 		return nil, fault.Invalid.Errorf("network scope %q needs a cluster", r.Scope)
 	}
 	n := &Network{}
-	n.ID, n.Name, n.Created = newID(), r.Name, time.Now()
+	n.ID, n.Name, n.Created = model.NewID(), r.Name, time.Now()
 	n.Scope, n.Driver = "local", r.Driver
 	if n.Driver == "" || n.Driver == "default" {
 		n.Driver = "bridge"

@@ -2,15 +2,12 @@ package network
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -337,17 +334,4 @@ func (m *Manager) Close() error {
 	m.spareMapped.Close()
 	m.wg.Wait()
 	return nil
-}
-
-// newID returns 64 hexadecimal digits whose first 12 are never all decimal:
-// a short id must not look like a number.
-func newID() string {
-	for {
-		var b [32]byte
-		_, _ = rand.Read(b[:]) // never fails
-		id := hex.EncodeToString(b[:])
-		if _, err := strconv.ParseUint(id[:12], 10, 64); err != nil {
-			return id
-		}
-	}
 }

@@ -10,6 +10,7 @@ import (
 	apinetwork "github.com/moby/moby/api/types/network"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 	"machine/agent/network/ipam"
 	"machine/agent/network/link"
 )
@@ -42,7 +43,7 @@ func (m *Manager) predefine(ctx context.Context) error {
 		}
 		n := &Network{Predefined: true}
 		n.Name, n.Driver, n.Scope, n.EnableIPv4 = d.name, d.driver, "local", true
-		n.ID, n.Created = newID(), time.Now()
+		n.ID, n.Created = model.NewID(), time.Now()
 		n.IPAM = apinetwork.IPAM{Driver: "default", Config: []apinetwork.IPAMConfig{}}
 		n.Options, n.Labels = map[string]string{}, map[string]string{}
 		if old != nil {

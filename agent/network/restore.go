@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"machine/agent/failpoint"
+	"machine/agent/model"
 	"machine/agent/network/link"
 )
 
@@ -128,18 +129,9 @@ func (m *Manager) sweepNamespaces(known map[string]bool) error {
 	var errs []error
 	for _, e := range list {
 		// Ours are 12 hexadecimal digits; others' names are left alone.
-		if name := e.Name(); len(name) == 12 && !known[name] && isHex(name) {
+		if name := e.Name(); len(name) == 12 && !known[name] && model.IsHex(name) {
 			errs = append(errs, link.RemoveNS(filepath.Join(m.netnsDir(), name)))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func isHex(s string) bool {
-	for _, c := range s {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
 }

@@ -59,14 +59,14 @@ func (c *client) read(event func(*wire.Message)) {
 		if err != nil || n == 0 {
 			break
 		}
-		fds := rights(oob[:oobn])
+		fds := wire.Rights(oob[:oobn])
 		var m wire.Message
 		if wire.Unmarshal(buf[:n], &m) != nil {
-			closeAll(fds)
+			wire.CloseAll(fds)
 			break
 		}
 		if m.Kind != wire.MsgReply {
-			closeAll(fds)
+			wire.CloseAll(fds)
 			event(&m)
 			continue
 		}
@@ -75,7 +75,7 @@ func (c *client) read(event func(*wire.Message)) {
 		delete(c.pending, m.Seq)
 		c.mu.Unlock()
 		if ch == nil {
-			closeAll(fds)
+			wire.CloseAll(fds)
 			continue
 		}
 		ch <- reply{m, fds}
@@ -88,25 +88,6 @@ func (c *client) read(event func(*wire.Message)) {
 	}
 	c.mu.Unlock()
 	c.conn.Close()
-}
-
-func rights(oob []byte) (fds []int) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil
-	}
-	for i := range msgs {
-		if f, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			fds = append(fds, f...)
-		}
-	}
-	return fds
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
 }
 
 // post sends a message that has no answer.
@@ -188,7 +169,7 @@ func (c *client) forget(seq uint32, ch chan reply) {
 	select {
 	case r, ok := <-ch:
 		if ok {
-			closeAll(r.fds)
+			wire.CloseAll(r.fds)
 		}
 	default:
 	}

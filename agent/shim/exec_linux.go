@@ -66,12 +66,12 @@ func (t *task) Exec(ctx context.Context, m model.Process) (_ model.ExecProcess, 
 	t.mu.Unlock()
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgExec, Proc: e.id, Flags: flags(in, out, out), Body: wire.Marshal(p)}, fds...)
 	failpoint.Hit("shim.exec")
-	closeAll(fds)
+	wire.CloseAll(fds)
 	if err == nil && r.msg.Err != "" {
 		err = fault.Invalid.Errorf("%s", r.msg.Err)
 	}
 	if err != nil {
-		closeAll(r.fds)
+		wire.CloseAll(r.fds)
 		_ = e.Release()
 		return nil, t.explain(err)
 	}

@@ -116,7 +116,7 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll(files)
+	defer wire.CloseAll(files)
 	u.Add(t.abort)
 	failpoint.Hit("shim.spawned")
 	go t.read()
@@ -130,7 +130,7 @@ func (s *Shim) Create(ctx context.Context, b *model.Bundle) (_ model.Task, err e
 		return nil, t.explain(err)
 	}
 	if r.msg.Err != "" {
-		closeAll(r.fds)
+		wire.CloseAll(r.fds)
 		return nil, fault.Internal.Errorf("unable to start container process: %s", r.msg.Err)
 	}
 	failpoint.Hit("shim.created")
@@ -197,20 +197,20 @@ func (s *Shim) connectNew(t *task) (files []int, err error) {
 	path := filepath.Join(t.dir, wire.ErrName)
 	errs, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		closeAll(files)
+		wire.CloseAll(files)
 		return nil, fault.Internal.Errorf("open %s: %w", path, err)
 	}
 	files = append(files, errs)
 	p, err := s.spare.Take()
 	if err != nil {
-		closeAll(files)
+		wire.CloseAll(files)
 		return nil, err
 	}
 	t.shim = p.pid
 	if t.client, err = newClient(p.conn); err != nil {
 		_ = unix.Kill(p.pid, unix.SIGKILL)
 		reap(p.pid)
-		closeAll(files)
+		wire.CloseAll(files)
 		return nil, err
 	}
 	return files, nil

@@ -62,7 +62,7 @@ func pipes(in, out, errs bool) (st *model.Streams, fds []int, outs []*output, er
 			for _, f := range ours {
 				f.Close()
 			}
-			closeAll(fds)
+			wire.CloseAll(fds)
 		}
 	}()
 	for i, want := range [3]bool{in, out, errs} {
@@ -122,14 +122,14 @@ func (t *task) Attach(o model.AttachOptions) (*model.Streams, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeAll(fds)
+	defer wire.CloseAll(fds)
 	if t.client == nil {
 		return st, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	r, err := t.client.call(ctx, &wire.Message{Kind: wire.MsgAttach, Flags: flags(o.Stdin, wantOut, wantErr)}, fds...)
-	closeAll(r.fds)
+	wire.CloseAll(r.fds)
 	if err != nil && !errors.Is(err, errLost) {
 		st.Close()
 		return nil, err

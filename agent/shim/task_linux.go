@@ -62,7 +62,7 @@ func (t *task) adopt(r reply) error {
 	if len(r.fds) == 1 {
 		t.pidfd = os.NewFile(uintptr(r.fds[0]), "pidfd")
 	} else {
-		closeAll(r.fds)
+		wire.CloseAll(r.fds)
 	}
 	t.created = r.msg.A == wire.StateCreated
 	if r.msg.A == wire.StateExited {
@@ -230,7 +230,7 @@ func (t *task) Start(ctx context.Context) error {
 	if err != nil {
 		return t.explain(err)
 	}
-	closeAll(r.fds)
+	wire.CloseAll(r.fds)
 	if r.msg.Err != "" {
 		return fault.Invalid.Errorf("error during container init: %s", r.msg.Err)
 	}

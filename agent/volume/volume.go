@@ -7,8 +7,6 @@ package volume
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -177,7 +175,7 @@ func (m *Manager) make(ctx context.Context, r model.VolumeRequest) (*volume, err
 		return nil, fault.NotFound.Errorf("error looking up volume plugin %s: plugin %q not found", r.Driver, r.Driver)
 	}
 	if r.Name == "" {
-		r.Name = newName()
+		r.Name = model.NewID()
 		r.Labels = maps.Clone(r.Labels)
 		if r.Labels == nil {
 			r.Labels = map[string]string{}
@@ -395,13 +393,6 @@ func orEmpty(m map[string]string) map[string]string {
 		return map[string]string{}
 	}
 	return maps.Clone(m)
-}
-
-// newName returns 64 hexadecimal digits.
-func newName() string {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
 }
 
 // notMounted reports the errors of unmounting what is no mount.

@@ -224,10 +224,7 @@ func EngineURL(url string) string {
 
 // With loads the machine under its lock, calls f, and saves what f changed.
 func (m *Manager) With(ctx context.Context, name string, f func(*Machine) error) error {
-	if !m.Store.Exists(name) {
-		return &store.NotExist{Name: name}
-	}
-	unlock, err := m.lock(ctx, name)
+	unlock, err := m.lockKnown(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -244,6 +241,14 @@ func (m *Manager) With(ctx context.Context, name string, f func(*Machine) error)
 		return err
 	}
 	return m.syncContext(ctx, mc)
+}
+
+// lockKnown is lock for a machine that is there.
+func (m *Manager) lockKnown(ctx context.Context, name string) (func(), error) {
+	if !m.Store.Exists(name) {
+		return nil, &store.NotExist{Name: name}
+	}
+	return m.lock(ctx, name)
 }
 
 func (m *Manager) lock(ctx context.Context, name string) (func(), error) {

@@ -213,10 +213,7 @@ func (m *Manager) reboot(ctx context.Context, mc *Machine) error {
 // fails, the record stays, unless force is set. A machine that is half made
 // or half removed is removed like any other.
 func (m *Manager) Remove(ctx context.Context, name string, force bool) error {
-	if !m.Store.Exists(name) {
-		return &store.NotExist{Name: name}
-	}
-	unlock, err := m.lock(ctx, name)
+	unlock, err := m.lockKnown(ctx, name)
 	if err != nil {
 		return err
 	}

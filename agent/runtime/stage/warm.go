@@ -48,12 +48,8 @@ func receive(status int, p *wire.Program) error {
 	if err := wire.Unmarshal(b[:n], &h); err != nil {
 		return err
 	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(msgs) != 1 {
-		return errors.New("no descriptors came with the order")
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 4+len(h.Joins)+len(h.Numbers) {
+	fds := wire.Rights(oob[:oobn])
+	if len(fds) != 4+len(h.Joins)+len(h.Numbers) {
 		return errors.New("not the descriptors that the order names")
 	}
 	order, stdio, joins, others := fds[0], fds[1:4], fds[4:4+len(h.Joins)], fds[4+len(h.Joins):]

@@ -137,7 +137,7 @@ func (s *shim) finished() bool {
 // and where this process's last words go.
 func (s *shim) place(fds []int) error {
 	if len(fds) != 2 || s.procs[0] != nil {
-		closeAll(fds)
+		wire.CloseAll(fds)
 		return errors.New("not a fresh shim")
 	}
 	listen := fds[0]
@@ -214,10 +214,10 @@ func (s *shim) receive(fd int) {
 		s.drop(fd)
 		return
 	}
-	fds := rights(oob[:oobn])
+	fds := wire.Rights(oob[:oobn])
 	var m wire.Message
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || wire.Unmarshal(buf[:n], &m) != nil {
-		closeAll(fds)
+		wire.CloseAll(fds)
 		s.drop(fd)
 		return
 	}
@@ -231,25 +231,6 @@ func (s *shim) receive(fd int) {
 		}
 	}
 	s.handle(fd, &m, fds)
-}
-
-func rights(oob []byte) (fds []int) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil
-	}
-	for i := range msgs {
-		if f, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			fds = append(fds, f...)
-		}
-	}
-	return fds
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
 }
 
 func (s *shim) reply(fd int, seq uint32, err error, fds ...int) {
@@ -279,10 +260,10 @@ func (s *shim) handle(fd int, m *wire.Message, fds []int) {
 		}
 		s.answer(fd, m.Seq)
 	case wire.MsgHello:
-		closeAll(fds)
+		wire.CloseAll(fds)
 		s.answer(fd, m.Seq)
 	case wire.MsgStart:
-		closeAll(fds)
+		wire.CloseAll(fds)
 		s.start(fd, m.Seq)
 	case wire.MsgAttach:
 		s.attach(m.Flags, fds)
@@ -290,15 +271,15 @@ func (s *shim) handle(fd int, m *wire.Message, fds []int) {
 	case wire.MsgExec:
 		s.exec(fd, m, fds)
 	case wire.MsgResize:
-		closeAll(fds)
+		wire.CloseAll(fds)
 		s.reply(fd, m.Seq, s.stdio.resize(uint32(m.A), uint32(m.B)))
 	case wire.MsgRotated:
-		closeAll(fds)
+		wire.CloseAll(fds)
 		if s.log != nil {
 			s.log.Compressed(m.A, string(m.Body))
 		}
 	case wire.MsgShutdown:
-		closeAll(fds)
+		wire.CloseAll(fds)
 		if init != nil && !init.exited && init.pidfd >= 0 {
 			unix.PidfdSendSignal(init.pidfd, unix.SIGKILL, nil, 0)
 			return // its exit comes first; the agent asks again
@@ -308,7 +289,7 @@ func (s *shim) handle(fd int, m *wire.Message, fds []int) {
 			s.drop(c)
 		}
 	default:
-		closeAll(fds)
+		wire.CloseAll(fds)
 	}
 }
 

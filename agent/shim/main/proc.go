@@ -52,7 +52,7 @@ func (s *shim) create(body []byte) (err error) {
 		err = errGone
 	}
 	if err != nil {
-		closeAll(fds)
+		wire.CloseAll(fds)
 		unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		wait(pid)
 		return err
@@ -92,7 +92,7 @@ func (s *shim) openLog() (err error) {
 func (s *shim) fork(io *theirs) (pid, pidfd, status int, err error) {
 	p := &s.prog
 	fds, err := rootfs.Detach(p)
-	defer closeAll(fds)
+	defer wire.CloseAll(fds)
 	if err != nil {
 		return 0, -1, -1, err
 	}
@@ -246,7 +246,7 @@ func readStatus(fd int) (kind byte, text string, fds []int, err error) {
 		if err != nil || n == 0 {
 			return 0, "", nil, err
 		}
-		return b[0], string(b[1:n]), rights(oob[:oobn]), nil
+		return b[0], string(b[1:n]), wire.Rights(oob[:oobn]), nil
 	}
 }
 
@@ -282,7 +282,7 @@ func (s *shim) start(conn int, seq uint32) {
 		if err == unix.EAGAIN {
 			return
 		}
-		closeAll(fds)
+		wire.CloseAll(fds)
 		s.forget(p.status)
 		p.status = -1
 		if err == nil && kind == stage.Error {
@@ -345,7 +345,7 @@ func (s *shim) record(rec *wire.ExitRecord) error {
 // exec runs one more process in the container. The descriptors are the
 // client's own pipes: this process has no part in their traffic.
 func (s *shim) exec(conn int, m *wire.Message, fds []int) {
-	defer closeAll(fds)
+	defer wire.CloseAll(fds)
 	init := s.procs[0]
 	var p wire.Process
 	err := wire.Unmarshal(m.Body, &p)
@@ -381,7 +381,7 @@ func (s *shim) exec(conn int, m *wire.Message, fds []int) {
 			master = got[0]
 			return
 		}
-		closeAll(got)
+		wire.CloseAll(got)
 		if kind == stage.Pid && err == nil {
 			err = s.adoptExec(conn, m.Seq, pr, text, master)
 		} else if kind == stage.Error {

@@ -206,7 +206,7 @@ func (s *shim) attach(flags uint32, fds []int) {
 		return fd
 	}
 	in, out, err := take(wire.AttachIn), take(wire.AttachOut), take(wire.AttachErr)
-	closeAll(fds)
+	wire.CloseAll(fds)
 	for i, fd := range [2]int{out, err} {
 		if fd < 0 {
 			continue
