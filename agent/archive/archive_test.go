@@ -267,7 +267,9 @@ func TestDecompress(t *testing.T) {
 	xw.Write(want)
 	xw.Close()
 	enc, _ := zstd.NewWriter(nil)
-	for name, b := range map[string][]byte{"plain": want, "gzip": g.Bytes(), "xz": x.Bytes(), "xz twice": slices.Concat(half(want[:30000]), half(want[30000:])), "zstd": enc.EncodeAll(want, nil), "empty": nil} {
+	skippable := []byte("\x50\x2a\x4d\x18\x03\x00\x00\x00abc")
+	for name, b := range map[string][]byte{"plain": want, "gzip": g.Bytes(), "xz": x.Bytes(), "xz twice": slices.Concat(half(want[:30000]), half(want[30000:])), "zstd": enc.EncodeAll(want, nil), "empty": nil,
+		"zstd:chunked": slices.Concat(skippable, enc.EncodeAll(want[:1000], nil), enc.EncodeAll(want[1000:], nil), skippable)} {
 		r, err := Decompress(bytes.NewReader(b))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

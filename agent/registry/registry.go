@@ -230,7 +230,7 @@ func later(resp *http.Response, err error, try int) (time.Duration, bool) {
 		case errors.As(err, &cert), errors.As(err, &rec), errors.As(err, &alert), fault.KindOf(err) != fault.Internal:
 			return 0, false
 		case errors.As(err, &dns):
-			return wait, dns.IsTemporary && !dns.IsNotFound
+			return wait, dns.IsTemporary && !dns.IsNotFound && try < 3 && !strings.Contains(dns.Err, "unreachable") // a computer without a network
 		case errors.As(err, &op) && (op.Op == "dial" || op.Op == "remote error"):
 			return 0, false // nobody there, or it refused us: say so at once
 		case notTLS(err):
