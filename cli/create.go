@@ -154,7 +154,7 @@ func (p *program) create(c *cli.Context) error {
 		return fmt.Errorf("Error parsing swarm discovery: %q has no ://", d) //nolint:staticcheck // docker-machine's words
 	}
 	spec := lifecycle.Create{
-		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c, name),
+		Name: name, Driver: kind.Name, Options: options(c, kind), Engine: engineOptions(c), Swarm: swarmOptions(c),
 		SANs: list(c, "tls-san"), Resume: c.Bool("resume"), Context: c.Bool("context"), Hostname: c.String("hostname-override"),
 	}
 	if file := c.String("custom-install-script"); file != "" {
@@ -300,7 +300,7 @@ func engineOptions(c *cli.Context) store.EngineOptions {
 	}
 }
 
-func swarmOptions(c *cli.Context, name string) store.SwarmOptions {
+func swarmOptions(c *cli.Context) store.SwarmOptions {
 	return store.SwarmOptions{
 		IsSwarm: c.Bool("swarm") || c.Bool("swarm-master"), Image: c.String("swarm-image"), Agent: c.Bool("swarm"),
 		Master: c.Bool("swarm-master"), Discovery: c.String("swarm-discovery"), Address: c.String("swarm-addr"),

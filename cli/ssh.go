@@ -52,13 +52,13 @@ func (p *program) ssh(c *cli.Context) error {
 	}
 	if native && !system {
 		line.Stdin, line.Stdout, line.Stderr = p.stdin, p.stdout, p.stderr
-		return p.sshStatus(c, p.m.Login(c.Context, mc, line))
+		return p.sshStatus(p.m.Login(c.Context, mc, line))
 	}
 	argv, err := p.sshOptions(c.Context, mc)
 	if err != nil {
 		return err
 	}
-	return p.sshStatus(c, p.run(c.Context, bin, append(argv, args...)...))
+	return p.sshStatus(p.run(c.Context, bin, append(argv, args...)...))
 }
 
 // sshOptions are for the computer's own ssh, and say where to. The host's key
@@ -100,7 +100,7 @@ func (p *program) run(ctx context.Context, bin string, args ...string) error {
 }
 
 // sshStatus makes the remote status ours; docker-machine always says 1.
-func (p *program) sshStatus(c *cli.Context, err error) error {
+func (p *program) sshStatus(err error) error {
 	status, failed := lifecycle.ExitStatus(err)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

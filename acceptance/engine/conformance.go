@@ -225,7 +225,7 @@ func (e *Engine) proxy() {
 		return (&net.Dialer{}).DialContext(ctx, "unix", e.agentSocket)
 	}
 	rp := &httputil.ReverseProxy{
-		Director:       func(r *http.Request) { r.URL.Scheme, r.URL.Host = "http", "engine" },
+		Rewrite:        func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "engine" },
 		Transport:      &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true},
 		FlushInterval:  -1,
 		ModifyResponse: e.check.response,

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -32,7 +31,6 @@ type Engine struct {
 	holder      *exec.Cmd // keeps the namespaces
 	agent       *exec.Cmd
 	ended       chan struct{} // closed when the agent has ended
-	logMu       sync.Mutex
 	log         *os.File
 	cgroup      string
 	check       *checker

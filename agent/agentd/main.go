@@ -5,6 +5,7 @@
 //	agent check [flags]    look through the data root, and mend it
 //	agent host ...         a local machine's own init (drivers/local)
 //	agent supervise ...    keep an agent running where no init system does
+//	agent copy             the far end of "machine scp"
 //
 // Started under the name docker, it is only what an SSH connection needs of
 // the docker client: "docker system dial-stdio".
@@ -24,6 +25,8 @@ import (
 	"syscall"
 
 	"machine/agent"
+	"machine/agent/host"
+	"machine/agent/transfer"
 )
 
 func main() { os.Exit(run(os.Args)) }
@@ -39,8 +42,12 @@ func run(argv []string) int {
 			return version(args[1:])
 		case "check":
 			return agent.CheckMain(args[1:], os.Stdout, os.Stderr)
-		case "host", "supervise", "copy":
-			return hostMain(args)
+		case "host":
+			return host.Main(args[1:])
+		case "supervise":
+			return host.Supervise(args[1:])
+		case "copy":
+			return transfer.Main(os.Stdin, os.Stdout, os.Stderr)
 		case "system":
 			return dialStdio(argv)
 		}

@@ -59,7 +59,7 @@ func (c *containerAPI) list(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	limit, err := r.number("limit", 0)
+	limit, err := r.number("limit")
 	if err != nil {
 		return err
 	}
@@ -212,7 +212,7 @@ func (c *containerAPI) start(w http.ResponseWriter, r *request) error {
 func stopOptions(r *request) (container.StopOptions, error) {
 	o := container.StopOptions{Signal: r.query("signal")}
 	if r.query("t") != "" {
-		t, err := r.number("t", 0)
+		t, err := r.number("t")
 		if err != nil {
 			return o, err
 		}
@@ -316,7 +316,7 @@ func size(r *request) (h, w uint, err error) {
 		key string
 		to  *uint
 	}{{"h", &h}, {"w", &w}} {
-		n, err := r.number(p.key, 0)
+		n, err := r.number(p.key)
 		if err != nil {
 			return 0, 0, err
 		}

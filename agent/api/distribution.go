@@ -82,7 +82,7 @@ func (d *distributionAPI) search(w http.ResponseWriter, r *request) error {
 	if r.query("term") == "" {
 		return fault.Invalid.Errorf("missing parameter: term")
 	}
-	limit, err := r.number("limit", 0)
+	limit, err := r.number("limit")
 	if err != nil {
 		return err
 	}

@@ -280,11 +280,11 @@ func (r *request) readJSON(v any) error {
 // are false, all else is true.
 func (r *request) boolean(key string) bool { return model.Truth(r.URL.Query().Get(key)) }
 
-// number reads an integer parameter; absent is def.
-func (r *request) number(key string, def int) (int, error) {
+// number reads an integer parameter; absent is 0.
+func (r *request) number(key string) (int, error) {
 	s := r.URL.Query().Get(key)
 	if s == "" {
-		return def, nil
+		return 0, nil
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil {

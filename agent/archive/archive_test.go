@@ -128,7 +128,6 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	os.Symlink(out, filepath.Join(in, "evil"))
 	os.MkdirAll(filepath.Join(in, "var"), 0o755)
 	os.Symlink("/run", filepath.Join(in, "var", "run"))
-	before := snapshot(t, out)
 	var stop atomic.Bool
 	done := make(chan struct{})
 	go func() {
@@ -139,7 +138,7 @@ func TestS20CopySymlinkSwap(t *testing.T) {
 	}()
 	os.Mkdir(filepath.Join(in, "p"), 0o755)
 	os.Chmod(out, 0o700)
-	before = snapshot(t, out)
+	before := snapshot(t, out)
 	planted := make(chan struct{})
 	go func() {
 		defer close(planted)

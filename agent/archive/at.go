@@ -50,10 +50,10 @@ func openIn(root int, name string, flags int) (fd int, err error) {
 	return fd, err
 }
 
-// openAt opens or creates the plain name base in dir; a symlink is not followed.
-func openAt(dir int, base string, flags int, mode uint32) (fd int, err error) {
+// openAt opens the plain name base in dir; a symlink is not followed.
+func openAt(dir int, base string, flags int) (fd int, err error) {
 	err = retry(func() (err error) {
-		fd, err = unix.Openat(dir, base, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
+		fd, err = unix.Openat(dir, base, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		return err
 	})
 	return fd, err
@@ -105,7 +105,7 @@ func removeAt(dir int, base string) error {
 	if err != unix.EISDIR && err != unix.EPERM {
 		return err
 	}
-	fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func mkdirIn(root int, name string, made func(name string)) (int, error) {
 	if err == nil {
 		// The umask cut the mode. By now a container may have put a link there,
 		// which must not be followed.
-		if fd, err := openAt(parent, path.Base(name), unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
+		if fd, err := openAt(parent, path.Base(name), unix.O_PATH|unix.O_DIRECTORY); err == nil {
 			chmodPath(fd, 0o755)
 			unix.Close(fd)
 		}
@@ -334,7 +334,7 @@ func (r *remover) one(dir int, base string, depth int) error {
 		r.moved = true
 		return retry(func() error { return unix.Renameat(dir, base, r.top, fmt.Sprintf("deep-%d-%d", os.Getpid(), r.n)) })
 	}
-	fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

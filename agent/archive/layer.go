@@ -326,7 +326,7 @@ func (a *assembler) open(name string) (int, error) {
 		a.close()
 		a.dirName, a.dirFd, a.hasDir = dir, fd, true
 	}
-	return openAt(a.dirFd, path.Base(name), unix.O_RDONLY, 0)
+	return openAt(a.dirFd, path.Base(name), unix.O_RDONLY)
 }
 
 func (a *assembler) file(name string, size int64) error {

@@ -125,7 +125,7 @@ func (p *packer) entry(dir int, base, as, rel string) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
-		fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 			return nil // replaced meanwhile
 		}
@@ -170,7 +170,7 @@ func (p *packer) linked(h *tar.Header, st *unix.Stat_t) bool {
 
 func (p *packer) file(dir int, base, as string) error {
 	// Not blocking: it may have become a pipe.
-	fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	fd, err := openAt(dir, base, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err == unix.ENOENT || err == unix.ELOOP || err == unix.ENXIO {
 		return nil
 	}
@@ -298,7 +298,7 @@ func isOpaque(fd int) bool {
 // list reads the names in an open directory, sorted, without moving fd's own
 // offset.
 func list(fd int) ([]string, error) {
-	dup, err := openAt(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	dup, err := openAt(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}

@@ -308,7 +308,7 @@ func (u *unpacker) make(dir int, base, name string, h *tar.Header, f func() erro
 	if h.Typeflag != tar.TypeSymlink {
 		// mknod obeys the umask. Between it and here base may have become a
 		// symlink, so the mode is set through a descriptor that refuses one.
-		fd, err := openAt(dir, base, unix.O_PATH, 0)
+		fd, err := openAt(dir, base, unix.O_PATH)
 		if err != nil {
 			return err
 		}
@@ -354,7 +354,7 @@ func (u *unpacker) directory(dir int, base, name string, h *tar.Header) error {
 		if err != nil && err != unix.EEXIST {
 			return err
 		}
-		fd, err = openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		fd, err = openAt(dir, base, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err == nil {
 			break
 		}

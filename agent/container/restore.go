@@ -131,18 +131,6 @@ func (m *Manager) claimVolumes(r *Record) {
 	}
 }
 
-// claimVolumes counts a container's volumes as used again.
-func (c *Container) claimVolumes(r *Record) {
-	for _, mt := range r.Mounts {
-		if mt.Type != mount.TypeVolume {
-			continue
-		}
-		if err := c.m.o.Volumes.Claim(mt.Name, c.id); err != nil {
-			c.m.o.Log.Error("volume of a container is missing", "container", c.id, "volume", mt.Name, "error", err)
-		}
-	}
-}
-
 // adopt takes a running or ended task over from the agent before.
 func (c *Container) adopt(task model.Task, eps map[string]*model.Endpoint) {
 	rn := newRun()

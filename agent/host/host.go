@@ -25,25 +25,6 @@ import (
 	"machine/agent/host/sshd"
 )
 
-// Command runs the sub-commands of this package, as the agent's main calls it
-// with os.Args. handled is false when the arguments are not for this package.
-func Command(args []string) (code int, handled bool) {
-	if len(args) == 0 {
-		return 0, false
-	}
-	rest := args[1:]
-	if len(rest) == 0 {
-		return 0, false
-	}
-	switch rest[0] {
-	case "host":
-		return Main(rest[1:]), true
-	case "supervise":
-		return Supervise(rest[1:]), true
-	}
-	return 0, false
-}
-
 // Main runs `agent host ARGS` and returns the exit code.
 func Main(args []string) int {
 	if len(args) == 0 {

@@ -2,8 +2,6 @@ package ssh
 
 import (
 	"context"
-	"io"
-	"net"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,40 +12,8 @@ import (
 func TestF27Sleep(t *testing.T) {
 	key, pub := keyFile(t)
 	target := server(t, pub)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
 	var asleep atomic.Bool // what was connected before passes nothing
-	go func() {
-		for first := true; ; first = false {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			up, err := net.Dial("tcp", target)
-			if err != nil {
-				return
-			}
-			dead := first
-			pass := func(dst io.Writer, src io.Reader) {
-				buf := make([]byte, 4096)
-				for {
-					n, err := src.Read(buf)
-					if err != nil {
-						return
-					}
-					if !dead || !asleep.Load() {
-						_, _ = dst.Write(buf[:n])
-					}
-				}
-			}
-			go pass(up, c)
-			go pass(c, up)
-		}
-	}()
-	conf := config(t, l.Addr().String(), key)
+	conf := config(t, between(t, target, func(first bool) bool { return !first || !asleep.Load() }), key)
 	conf.KeepAlive = 300 * time.Millisecond
 	cl, err := Dial(context.Background(), conf)
 	if err != nil {

@@ -11,7 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -161,41 +161,50 @@ func TestF15BadCredentials(t *testing.T) {
 	}
 }
 
-// TestF13SilentPeer: a host that falls silent is given up.
-func TestF13SilentPeer(t *testing.T) {
-	key, pub := keyFile(t)
-	target := server(t, pub)
+// between leads connections to target, and drops what comes on one while passes
+// does not say that it passes. first is the first connection of all.
+func between(t *testing.T, target string, passes func(first bool) bool) (addr string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	var mu sync.Mutex // held: nothing passes
+	t.Cleanup(func() { _ = l.Close() })
 	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		up, err := net.Dial("tcp", target)
-		if err != nil {
-			return
-		}
-		pass := func(dst io.Writer, src io.Reader) {
-			buf := make([]byte, 4096)
-			for {
-				n, err := src.Read(buf)
-				if err != nil {
-					return
-				}
-				mu.Lock()
-				_, _ = dst.Write(buf[:n])
-				mu.Unlock()
+		for first := true; ; first = false {
+			c, err := l.Accept()
+			if err != nil {
+				return
 			}
+			up, err := net.Dial("tcp", target)
+			if err != nil {
+				return
+			}
+			pass := func(dst io.Writer, src io.Reader) {
+				buf := make([]byte, 4096)
+				for {
+					n, err := src.Read(buf)
+					if err != nil {
+						return
+					}
+					if passes(first) {
+						_, _ = dst.Write(buf[:n])
+					}
+				}
+			}
+			go pass(up, c)
+			go pass(c, up)
 		}
-		go pass(up, c)
-		pass(c, up)
 	}()
-	conf := config(t, l.Addr().String(), key)
+	return l.Addr().String()
+}
+
+// TestF13SilentPeer: a host that falls silent is given up.
+func TestF13SilentPeer(t *testing.T) {
+	key, pub := keyFile(t)
+	target := server(t, pub)
+	var silent atomic.Bool
+	conf := config(t, between(t, target, func(bool) bool { return !silent.Load() }), key)
 	conf.KeepAlive = 100 * time.Millisecond
 	cl, err := Dial(context.Background(), conf)
 	if err != nil {
@@ -210,8 +219,7 @@ func TestF13SilentPeer(t *testing.T) {
 		t.Fatalf("a living host was given up: %v", err)
 	default:
 	}
-	mu.Lock()
-	defer mu.Unlock()
+	silent.Store(true)
 	select {
 	case err := <-done:
 		if err == nil {

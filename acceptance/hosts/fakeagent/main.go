@@ -25,8 +25,11 @@ import (
 var version = "fake-1"
 
 func main() {
-	if code, handled := host.Command(os.Args); handled {
-		os.Exit(code)
+	if len(os.Args) > 1 && os.Args[1] == "host" {
+		os.Exit(host.Main(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "supervise" {
+		os.Exit(host.Supervise(os.Args[2:]))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "copy" && version != "fake-old" {
 		os.Exit(transfer.Main(os.Stdin, os.Stdout, os.Stderr))

@@ -55,7 +55,6 @@ type Log struct {
 	buf     []byte
 	streams [2]line
 	mid     [2][]byte // what stands between text and time of a record
-	dropped int64     // bytes that the disk did not take
 	stamp   []byte    // stampOf in text
 	stampOf int64
 	// Rotated is called with the inode of a file that was just moved to
@@ -182,7 +181,7 @@ func (l *Log) record(stream int, s *line, text []byte, end bool, now int64) {
 }
 
 // Flush writes what is gathered. A full or broken disk must not stop the
-// container: what it does not take is dropped and counted.
+// container: what it does not take is dropped.
 func (l *Log) Flush() {
 	b := l.buf
 	for len(b) > 0 {
@@ -191,7 +190,6 @@ func (l *Log) Flush() {
 			continue
 		}
 		if err != nil {
-			l.dropped += int64(len(b))
 			break
 		}
 		l.size += int64(n)
@@ -202,9 +200,6 @@ func (l *Log) Flush() {
 		l.buf = nil
 	}
 }
-
-// Dropped reports the bytes that could not be written.
-func (l *Log) Dropped() int64 { return l.dropped }
 
 func (l *Log) rotate() {
 	old := l.fd

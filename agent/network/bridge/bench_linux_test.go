@@ -112,7 +112,10 @@ func (b *bench) neighbour() {
 	b.t.Helper()
 	ctx := context.Background()
 	path := filepath.Join(b.dir, "neighbour", "outside")
-	check(b.t, link.NewNS(path))
+	f, err := link.MakeNS()
+	check(b.t, err)
+	check(b.t, link.BindNS(f, path))
+	check(b.t, f.Close())
 	ns, err := link.OpenNS(path)
 	check(b.t, err)
 	b.outside = ns

@@ -30,21 +30,10 @@ type NS struct {
 	h *netlink.Handle
 }
 
-// NewNS makes a network namespace with its loopback up and binds it to path,
-// whose folder is made. IPv6 is off for devices that come later, until
-// EnableIPv6 is called for one: a network without IPv6 must show none. When
-// path is there already it is replaced.
-func NewNS(path string) error {
-	f, err := MakeNS()
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return BindNS(f, path)
-}
-
-// MakeNS makes a namespace as NewNS does, without a name: it ends when the
-// descriptor is closed.
+// MakeNS makes a network namespace with its loopback up; it ends with its
+// descriptor, or with the name that BindNS gives it. IPv6 is off for devices
+// that come later, until EnableIPv6 is called for one: a network without IPv6
+// must show none. The caller closes f.
 func MakeNS() (f *os.File, err error) {
 	err = onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -104,7 +93,8 @@ func MakeUserNS(m *model.IDMap) (f *os.File, err error) {
 	return f, err
 }
 
-// BindNS gives a namespace a name; see NewNS. The caller closes f.
+// BindNS gives a namespace the name path, whose folder is made. What is there
+// already is replaced. The caller closes ns.
 func BindNS(ns *os.File, path string) (err error) {
 	err = unix.Mknod(path, unix.S_IFREG|0o444, 0)
 	if err != nil { // no such folder, or what a crash has left

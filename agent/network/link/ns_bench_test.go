@@ -1,6 +1,7 @@
 package link
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -15,7 +16,11 @@ func BenchmarkNS(b *testing.B) {
 	defer RemoveNS(path)
 	b.Run("make and bind", func(b *testing.B) {
 		for b.Loop() {
-			if err := NewNS(path); err != nil {
+			ns, err := MakeNS()
+			if err == nil {
+				err = errors.Join(BindNS(ns, path), ns.Close())
+			}
+			if err != nil {
 				b.Fatal(err)
 			}
 		}

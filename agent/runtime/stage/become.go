@@ -113,7 +113,7 @@ func workdir(path string, u user) error {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
 	if err == unix.ENOENT {
-		if err := mkdirs(path, u); err != nil {
+		if err := mkdirs(path); err != nil {
 			return err
 		}
 		fd, err = unix.Openat2(unix.AT_FDCWD, path, &how)
@@ -136,7 +136,7 @@ func workdir(path string, u user) error {
 	return nil
 }
 
-func mkdirs(path string, u user) error {
+func mkdirs(path string) error {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
 	dir, err := unix.Openat2(unix.AT_FDCWD, "/", &how)
 	if err != nil {

@@ -233,7 +233,7 @@ func (s *shim) receive(fd int) {
 	s.handle(fd, &m, fds)
 }
 
-func (s *shim) reply(fd int, seq uint32, err error, fds ...int) {
+func (s *shim) reply(fd int, seq uint32, err error) {
 	m := wire.Message{Kind: wire.MsgReply, Seq: seq}
 	if err != nil {
 		m.Err = err.Error()
@@ -241,7 +241,7 @@ func (s *shim) reply(fd int, seq uint32, err error, fds ...int) {
 			m.Err = m.Err[:8<<10]
 		}
 	}
-	s.send(fd, &m, fds...)
+	s.send(fd, &m)
 }
 
 func (s *shim) handle(fd int, m *wire.Message, fds []int) {
