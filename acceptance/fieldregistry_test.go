@@ -21,13 +21,16 @@ until_ready() { for i in $(seq 300); do (exec 3<>/dev/tcp/$1/$2) 2>/dev/null && 
 
 machine create -d local hub
 hub=$(machine ip hub)
-machine create -d local --engine-insecure-registry $hub:5000 --engine-registry-mirror http://$hub:5000 \
+machine create -d local --engine-insecure-registry http://$hub:5000 --engine-env HTTPS_PROXY=http://me:secret@127.0.0.1:1 --engine-registry-mirror http://$hub:5000 \
 	--engine-opt max-concurrent-downloads=2 --engine-opt debug plain &
 machine create -d local tls
 wait
 says "http://$hub:5000/" on plain info
 says "^  $hub:5000" on plain info
 says "Debug Mode: true" on plain info
+says "HTTPS Proxy: http://xxxxx:xxxxx@127.0.0.1:1" on plain info
+fails "registry mirror .*mirror:5000.* should be http" machine create -d local --engine-registry-mirror mirror:5000 bad
+machine rm -y -f bad
 scripts/busybox-image.sh | on hub import --change 'ENV PATH=/bin' - busybox
 mkdir -p $T/img/bin $T/img/tmp && cd $T/img
 cp /bin/busybox bin/busybox; ln -s busybox bin/sh

@@ -15,6 +15,8 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+
+	"machine/agent/registry"
 )
 
 // Config is how an agent is set up: dockerd's flags and daemon.json keys.
@@ -49,6 +51,7 @@ type Config struct {
 	HTTPProxy, HTTPSProxy     string
 	NoProxy                   string
 	LiveRestore, Experimental bool
+	Validate                  bool // only look at the configuration
 }
 
 // BridgeConfig is the default bridge and what goes for all bridges.
@@ -134,7 +137,7 @@ func (c *Config) settings() []setting {
 		{flag: "group", key: "group", short: "G", usage: "`GROUP` that may use the socket", set: str(&c.SocketGroup)},
 		{flag: "userns-remap", key: "userns-remap", usage: "`USER[:GROUP]` whose subordinate ids containers get", set: str(&c.UsernsRemap)},
 		{flag: "registry-mirror", key: "registry-mirrors", usage: "`URL` tried before Docker Hub", set: c.addMirror},
-		{flag: "insecure-registry", key: "insecure-registries", usage: "`HOST` or CIDR that may be without TLS", set: list(&c.InsecureRegistries)},
+		{flag: "insecure-registry", key: "insecure-registries", usage: "`HOST` or CIDR that may be without TLS", set: c.addInsecure},
 		{flag: "max-concurrent-downloads", key: "max-concurrent-downloads", usage: "`N` layers at once", set: integer(&c.MaxDownloads)},
 		{flag: "max-concurrent-uploads", key: "max-concurrent-uploads", usage: "`N` layers at once", set: integer(&c.MaxUploads)},
 		{flag: "bridge", key: "bridge", short: "b", usage: "`NAME` of the default bridge; none for no network", set: str(&b.Name)},
@@ -159,6 +162,7 @@ func (c *Config) settings() []setting {
 		{flag: "no-proxy", key: "no-proxy", usage: "`HOSTS` reached directly", set: str(&c.NoProxy)},
 		{flag: "live-restore", key: "live-restore", boolean: true, usage: "accepted: containers always outlive the agent", set: boolean(&c.LiveRestore)},
 		{flag: "experimental", key: "experimental", boolean: true, usage: "accepted", set: boolean(&c.Experimental)},
+		{flag: "validate", key: "validate", boolean: true, usage: "check the configuration and end", set: boolean(&c.Validate)},
 	}, accepted()...)
 }
 
@@ -172,7 +176,7 @@ func accepted() []setting {
 		}
 		out = append(out, setting{flag: f, key: key, usage: "accepted for compatibility", set: ignore})
 	}
-	for _, f := range []string{"userland-proxy", "ip6tables", "selinux-enabled", "raw-logs", "rootless", "validate", "allow-nondistributable-artifacts", "ip-forward-no-drop", "cri-containerd", "allow-direct-routing", "bridge-accept-fwmark"} {
+	for _, f := range []string{"userland-proxy", "ip6tables", "selinux-enabled", "raw-logs", "rootless", "allow-nondistributable-artifacts", "ip-forward-no-drop", "cri-containerd", "allow-direct-routing", "bridge-accept-fwmark"} {
 		out = append(out, setting{flag: f, key: f, boolean: true, usage: "accepted for compatibility", set: ignore})
 	}
 	return out
@@ -205,6 +209,12 @@ func (c *Config) setLogOpt(s string) error {
 // addMirror takes a mirror as dockerd shows it, with one slash at its end.
 func (c *Config) addMirror(s string) error {
 	c.RegistryMirrors = append(c.RegistryMirrors, strings.TrimRight(s, "/")+"/")
+	return nil
+}
+
+// addInsecure takes a registry, also as the URL that many write, as dockerd does.
+func (c *Config) addInsecure(s string) error {
+	c.InsecureRegistries = append(c.InsecureRegistries, strings.TrimPrefix(strings.TrimPrefix(s, "http://"), "https://"))
 	return nil
 }
 
@@ -322,11 +332,12 @@ func (c *Config) setDNS(s string) error {
 
 // ParseArgs reads dockerd's flags and the configuration file that they name
 // (by default /etc/docker/daemon.json, which may be absent). Unknown flags
-// and keys are errors, and so is a setting given in both places.
+// and keys are errors, and so are a setting given in both places and one that
+// the engine could not start with. Help goes to stderr.
 func ParseArgs(args []string, stderr io.Writer) (*Config, error) {
 	c := Defaults()
 	fset := flag.NewFlagSet("agent", flag.ContinueOnError)
-	fset.SetOutput(stderr)
+	fset.SetOutput(io.Discard) // a mistake is one line, not a page of all flags
 	file := fset.String("config-file", "/etc/docker/daemon.json", "`FILE` with the daemon's settings")
 	given := map[string]bool{}
 	for _, s := range c.settings() {
@@ -336,7 +347,12 @@ func ParseArgs(args []string, stderr io.Writer) (*Config, error) {
 			fset.Var(v, s.short, "short for --"+s.flag)
 		}
 	}
-	if err := fset.Parse(args); err != nil {
+	err := fset.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		fset.SetOutput(stderr)
+		fset.PrintDefaults()
+	}
+	if err != nil {
 		return nil, err
 	}
 	if fset.NArg() > 0 {
@@ -463,5 +479,5 @@ func (c *Config) check() error {
 	if c.TLS && (c.Cert == "" || c.Key == "") {
 		return errors.New("--tls needs --tlscert and --tlskey")
 	}
-	return nil
+	return registry.Check(registry.Options{Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries})
 }

@@ -70,3 +70,35 @@ func TestBadDaemonJSON(t *testing.T) {
 		}
 	}
 }
+
+// TestProxies: what the configuration names goes before the environment, and
+// nobody is shown a password.
+func TestProxies(t *testing.T) {
+	t.Setenv("HTTP_PROXY", "http://env:1")
+	t.Setenv("NO_PROXY", "localhost")
+	c := Defaults()
+	c.HTTPSProxy = "http://me:secret@conf:2"
+	p := c.proxies()
+	if p.HTTPProxy != "http://env:1" || p.HTTPSProxy != "http://me:secret@conf:2" || p.NoProxy != "localhost" {
+		t.Errorf("got %+v", p)
+	}
+	for in, want := range map[string]string{p.HTTPSProxy: "http://xxxxx:xxxxx@conf:2", "http://env:1": "http://env:1", "": ""} {
+		if got := masked(in); got != want {
+			t.Errorf("%q is shown as %q", in, got)
+		}
+	}
+}
+
+// TestValidate: what the engine could not start with is refused when it is
+// read; a registry written as a URL is taken as dockerd takes it.
+func TestValidate(t *testing.T) {
+	for _, bad := range []string{"--registry-mirror=mirror:5000", "--insecure-registry=host/path", "--label=x", "--nosuch"} {
+		if _, err := ParseArgs([]string{"--config-file=/dev/null", bad}, io.Discard); err == nil {
+			t.Errorf("%s was taken", bad)
+		}
+	}
+	c, err := ParseArgs([]string{"--config-file=/dev/null", "--validate", "--insecure-registry=http://1.2.3.4:5000"}, io.Discard)
+	if err != nil || !c.Validate || c.InsecureRegistries[0] != "1.2.3.4:5000" {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}

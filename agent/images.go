@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net/http"
@@ -62,12 +63,27 @@ func (a *Agent) imageEvent(action string, id digest.Digest, name string) {
 func (a *Agent) openRegistry() (err error) {
 	c := a.c
 	o := registry.Options{Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries, UserAgent: "docker/" + Version + " machine-agent", Log: a.log}
-	if c.HTTPProxy != "" || c.HTTPSProxy != "" {
-		proxy := (&httpproxy.Config{HTTPProxy: c.HTTPProxy, HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy}).ProxyFunc()
-		o.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
-	}
+	proxy := c.proxies().ProxyFunc()
+	o.Proxy = func(r *http.Request) (*url.URL, error) { return proxy(r.URL) }
 	a.hub, err = registry.New(o)
 	return err
+}
+
+// proxies are those of the environment, but for what the configuration names.
+func (c *Config) proxies() *httpproxy.Config {
+	p := httpproxy.FromEnvironment()
+	p.HTTPProxy, p.HTTPSProxy, p.NoProxy = cmp.Or(c.HTTPProxy, p.HTTPProxy), cmp.Or(c.HTTPSProxy, p.HTTPSProxy), cmp.Or(c.NoProxy, p.NoProxy)
+	return p
+}
+
+// masked hides the credentials in a proxy's address, as dockerd shows them.
+func masked(proxy string) string {
+	u, err := url.Parse(proxy)
+	if err != nil || u.User == nil {
+		return proxy
+	}
+	u.User = url.UserPassword("xxxxx", "xxxxx")
+	return u.String()
 }
 
 // Extra tells the API what the image store does not know.

@@ -28,7 +28,7 @@ var (
 
 // Info answers docker info.
 func (a *Agent) Info(ctx context.Context) *system.Info {
-	c := a.c
+	c, proxy := a.c, a.c.proxies()
 	running, paused, stopped := a.containers.Counts()
 	var u unix.Utsname
 	unix.Uname(&u)
@@ -44,7 +44,7 @@ func (a *Agent) Info(ctx context.Context) *system.Info {
 		NEventsListener: a.events.Listeners(), KernelVersion: unix.ByteSliceToString(u.Release[:]), OperatingSystem: osName(), OSVersion: osRelease("VERSION_ID"),
 		OSType: "linux", Architecture: unix.ByteSliceToString(u.Machine[:]), IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: a.registryConfig(), NCPU: runtime.NumCPU(), MemTotal: memTotal(), GenericResources: nil,
-		DockerRootDir: c.DataRoot, HTTPProxy: c.HTTPProxy, HTTPSProxy: c.HTTPSProxy, NoProxy: c.NoProxy, Name: hostname(), Labels: c.Labels,
+		DockerRootDir: c.DataRoot, HTTPProxy: masked(proxy.HTTPProxy), HTTPSProxy: masked(proxy.HTTPSProxy), NoProxy: proxy.NoProxy, Name: hostname(), Labels: c.Labels,
 		ServerVersion: Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "machine-agent"}}, "io.containerd.runc.v2": {Runtime: system.Runtime{Path: "machine-agent"}}},
 		DefaultRuntime: "runc", Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}, LiveRestoreEnabled: true, InitBinary: "machine-shim",
 		ContainerdCommit: system.Commit{ID: "none"}, RuncCommit: system.Commit{ID: "machine-" + GitCommit}, InitCommit: system.Commit{ID: "machine-" + GitCommit},

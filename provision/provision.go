@@ -242,6 +242,9 @@ func (p *Provisioner) plan(t Target, f facts, ours func() (Unpacked, error)) (pl
 func (p *Provisioner) apply(ctx context.Context, cl *ssh.Client, t Target, f facts, pl plan) (*ssh.Client, error) {
 	vars := map[string]string{"INIT": f["init"], "AGENT": agentBin, "SHIM": yes(f["docker"] == ""),
 		"RESTART": yes(pl.restart && f["agent_runs"] != ""), "RELOAD": yes(pl.reload)}
+	if pl.restart { // what it could not start with is refused before anything is changed
+		vars["ARGS"] = words(t.Engine.args(t.Driver))
+	}
 	if pl.hostname {
 		if err := p.setHostname(ctx, cl, t, f); err != nil {
 			return cl, err
@@ -284,6 +287,15 @@ func (p *Provisioner) apply(ctx context.Context, cl *ssh.Client, t Target, f fac
 		p.Say("The host has no init system that could start the agent at boot: run `start` or `provision` for it then.")
 	}
 	return cl, nil
+}
+
+// words makes one line for a shell of arguments.
+func words(args []string) string {
+	quoted := make([]string, len(args))
+	for i, a := range args {
+		quoted[i] = ssh.Quote(a)
+	}
+	return strings.Join(quoted, " ")
 }
 
 func yes(b bool) string {

@@ -229,7 +229,7 @@ func serviceFiles(init string, args, env []string) []file {
 // standard input, so that no key shows in an argument.
 func installText(vars map[string]string, files []file, program string) string {
 	var b strings.Builder
-	for _, k := range []string{"INIT", "AGENT_TMP", "AGENT", "RESTART", "RELOAD", "SHIM", "WANT"} {
+	for _, k := range []string{"INIT", "AGENT_TMP", "AGENT", "RESTART", "RELOAD", "SHIM", "WANT", "ARGS"} {
 		fmt.Fprintf(&b, "%s=%s\n", k, ssh.Quote(vars[k]))
 	}
 	b.WriteString("files() {\n:\n")

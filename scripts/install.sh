@@ -1,5 +1,6 @@
 # Puts files in place and (re)starts the agent's service. Before this text come
-# assignments: INIT, AGENT_TMP (or empty), AGENT, RESTART, RELOAD, SHIM, WANT;
+# assignments: INIT, AGENT_TMP (or empty), AGENT, RESTART, RELOAD, SHIM, WANT,
+# ARGS (the agent's new arguments, quoted, or empty);
 # and the function files(), which calls put NAME MODE <<here-document.
 set -eu
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -14,6 +15,15 @@ put() { # NAME MODE: standard input becomes the file, all of it or nothing
 	sync "$1.machine-new" 2>/dev/null || :
 	mv -f "$1.machine-new" "$1"
 }
+# An agent tells at once what it could not start with; one that cannot is not
+# asked.
+validate() {
+	[ -n "$ARGS" ] || return 0
+	case $("$1" version --json 2>/dev/null) in *'"Flags":"validate'*) ;; *) return 0 ;; esac
+	said=$(eval "\"\$1\" --validate $ARGS" 2>&1) && return 0
+	echo "$said" >&2
+	return 1
+}
 if [ -n "$AGENT_TMP" ]; then
 	mkdir -p /usr/local/bin
 	t=$AGENT.machine-new
@@ -23,6 +33,7 @@ if [ -n "$AGENT_TMP" ]; then
 	chown 0:0 "$t" 2>/dev/null || :
 	chmod 755 "$t"
 	"$t" version --json >/dev/null || { rm -f "$t"; echo "the agent does not run on this host" >&2; exit 72; }
+	validate "$t" || { rm -f "$t"; exit 73; }
 	# What runs now is kept until the new one has answered.
 	if [ -e "$AGENT" ]; then ln -f "$AGENT" "$AGENT.machine-old" 2>/dev/null || cp -p "$AGENT" "$AGENT.machine-old"; fi
 	mv -f "$t" "$AGENT"
@@ -30,6 +41,7 @@ fi
 if ! "$AGENT" version --json >/dev/null 2>&1; then
 	"$AGENT" version --json >/dev/null || { echo "the agent does not run on this host" >&2; exit 72; }
 fi
+[ -n "$AGENT_TMP" ] || validate "$AGENT" || exit 73
 files
 if [ "$SHIM" = yes ] && ! command -v docker >/dev/null 2>&1; then ln -sf "$AGENT" /usr/local/bin/docker; fi
 case "$INIT" in

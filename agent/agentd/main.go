@@ -63,6 +63,10 @@ func run(argv []string) int {
 		fmt.Fprintln(os.Stderr, "agent:", err)
 		return 1
 	}
+	if c.Validate {
+		fmt.Fprintln(os.Stderr, "configuration OK") // dockerd's words
+		return 0
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := agent.Run(ctx, c, os.Stderr); err != nil {
@@ -75,7 +79,7 @@ func run(argv []string) int {
 // version prints what this binary is; provisioning reads the JSON.
 func version(args []string) int {
 	if slices.Contains(args, "--json") {
-		json.NewEncoder(os.Stdout).Encode(map[string]string{"Version": agent.Version, "GitCommit": agent.GitCommit, "Arch": runtime.GOARCH})
+		json.NewEncoder(os.Stdout).Encode(map[string]string{"Version": agent.Version, "GitCommit": agent.GitCommit, "Arch": runtime.GOARCH, "Flags": "validate"})
 		return 0
 	}
 	fmt.Printf("Docker version %s, build %s\n", agent.Version, agent.GitCommit)

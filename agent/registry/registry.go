@@ -63,6 +63,12 @@ const (
 	hubEndpoint = "registry-1.docker.io"
 )
 
+// Check tells what New would refuse.
+func Check(o Options) error {
+	_, err := New(o)
+	return err
+}
+
 // New makes a client. Invalid when a setting is.
 func New(o Options) (*Client, error) {
 	if o.CertsDir == "" {
@@ -231,7 +237,7 @@ func later(resp *http.Response, err error, try int) (time.Duration, bool) {
 			return 0, false
 		case errors.As(err, &dns):
 			return wait, dns.IsTemporary && !dns.IsNotFound && try < 3 && !strings.Contains(dns.Err, "unreachable") // a computer without a network
-		case errors.As(err, &op) && (op.Op == "dial" || op.Op == "remote error"):
+		case errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect" || op.Op == "remote error"):
 			return 0, false // nobody there, or it refused us: say so at once
 		case notTLS(err):
 			return 0, false
