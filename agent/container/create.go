@@ -62,8 +62,8 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 	failpoint.Hit("create.named")
 	r := &Record{
 		ID: id, Name: name, Created: m.o.Clock.Now().UTC(), Config: req.Config, HostConfig: hc,
-		ImageID: img.ID, TopLayer: img.TopLayer, Platform: "linux",
-		State: State{Status: container.StateCreated}, Warnings: warn,
+		ImageID: img.ID,
+		State:   State{Status: container.StateCreated}, Warnings: warn,
 	}
 	r.Path, r.Args = command(req.Config)
 	if err = m.settleNetworks(r, req.NetworkingConfig); err != nil {

@@ -79,8 +79,6 @@ func (m *Manager) exec(id string) (*execState, error) {
 // An ExecSession is a started exec with its streams.
 type ExecSession struct {
 	*model.Streams
-	TTY  bool
-	e    *execState
 	Wait func(ctx context.Context) // until the process has ended and was booked
 }
 
@@ -139,7 +137,7 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size *[2]uint, detac
 	shut := s.Close
 	s.Close = sync.OnceValue(func() error { defer close(closed); return shut() })
 	m.bg.Go(func() { m.watchExec(e, proc, closed) })
-	return &ExecSession{Streams: s, TTY: e.req.Tty, e: e, Wait: func(ctx context.Context) {
+	return &ExecSession{Streams: s, Wait: func(ctx context.Context) {
 		select {
 		case <-e.exited:
 		case <-ctx.Done():

@@ -36,8 +36,6 @@ type Record struct {
 	Config       *container.Config
 	HostConfig   *container.HostConfig
 	ImageID      digest.Digest
-	TopLayer     digest.Digest
-	Platform     string
 	Networks     map[string]*network.EndpointSettings // by network name: asked for, and as it is while running
 	SandboxKey   string
 	Remap        *model.IDMap    `json:",omitempty"` // of the run that is on: its user namespace's

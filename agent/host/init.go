@@ -32,8 +32,6 @@ const (
 // An initState is PID 1 at work.
 type initState struct {
 	sshPid   int
-	agentPid int
-	agent    bool // this boot has started the supervisor
 	listener *os.File
 	lastSSH  time.Time
 }
@@ -93,7 +91,7 @@ func bringUp(boot bootConfig) (*initState, error) {
 	if err := st.startSSH(); err != nil {
 		return nil, err
 	}
-	st.startAgent()
+	startAgent()
 	return st, nil
 }
 
@@ -166,16 +164,13 @@ func (st *initState) startSSH() error {
 }
 
 // startAgent starts the agent of a machine that is provisioned.
-func (st *initState) startAgent() {
+func startAgent() {
 	if _, err := os.Stat(argsFile); err != nil {
 		return
 	}
-	pid, err := spawn([]string{"machine-agent", "supervise", "--foreground", "--args-file", argsFile})
-	if err != nil {
+	if _, err := spawn([]string{"machine-agent", "supervise", "--foreground", "--args-file", argsFile}); err != nil {
 		fmt.Fprintln(os.Stderr, "start agent:", err)
-		return
 	}
-	st.agentPid, st.agent = pid, true
 }
 
 func (st *initState) loop(signals <-chan os.Signal) int {

@@ -1,7 +1,6 @@
 package model
 
 import (
-	"io"
 	"os"
 	"time"
 
@@ -72,8 +71,3 @@ func (RegistryAuth) String() string { return "[redacted]" }
 
 // GoString hides the secret.
 func (RegistryAuth) GoString() string { return "[redacted]" }
-
-// A ReadSeekCloser is a whole stream that can be read again.
-type ReadSeekCloser interface {
-	io.ReadSeekCloser
-}

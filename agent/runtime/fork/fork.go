@@ -23,15 +23,13 @@ func afterForkInChild()
 
 // A Child is a process to be made.
 type Child struct {
-	Flags  uint64 // CLONE_NEW*
-	Join   []NS   // setns in the child, in order
-	Tasks  []int  // cgroup v1 "tasks" files to write 0 to, in the child
-	Cgroup int    // cgroup v2 directory to be born into; -1: none
-	Stdio  [3]int // become 0, 1, 2
-	Keep   []int  // stay open over exec, with their numbers
-	Exec   int    // the binary's descriptor
-	Argv   []string
-	Env    []string
+	Flags uint64 // CLONE_NEW*
+	Join  []NS   // setns in the child, in order
+	Stdio [3]int // become 0, 1, 2
+	Keep  []int  // stay open over exec, with their numbers
+	Exec  int    // the binary's descriptor
+	Argv  []string
+	Env   []string
 	// Inner are namespaces that are to belong to a user namespace that is
 	// joined: CLONE_NEW*. They are made by a second child, after Join, which
 	// takes the place of the first.

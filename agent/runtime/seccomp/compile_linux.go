@@ -34,7 +34,6 @@ const maxInstructions = 4096 // BPF_MAXINSNS
 
 // arch is one calling convention.
 type arch struct {
-	name  specs.Arch
 	audit uint32
 	calls map[string]uint32
 	x32   bool
@@ -45,15 +44,15 @@ const x32Bit = 0x40000000
 func archOf(name specs.Arch) (arch, bool) {
 	switch name {
 	case specs.ArchX86_64:
-		return arch{name, unix.AUDIT_ARCH_X86_64, amd64Calls, false}, true
+		return arch{unix.AUDIT_ARCH_X86_64, amd64Calls, false}, true
 	case specs.ArchX32:
-		return arch{name, unix.AUDIT_ARCH_X86_64, amd64Calls, true}, true
+		return arch{unix.AUDIT_ARCH_X86_64, amd64Calls, true}, true
 	case specs.ArchX86:
-		return arch{name, unix.AUDIT_ARCH_I386, i386Calls, false}, true
+		return arch{unix.AUDIT_ARCH_I386, i386Calls, false}, true
 	case specs.ArchAARCH64:
-		return arch{name, unix.AUDIT_ARCH_AARCH64, arm64Calls, false}, true
+		return arch{unix.AUDIT_ARCH_AARCH64, arm64Calls, false}, true
 	case specs.ArchARM:
-		return arch{name, unix.AUDIT_ARCH_ARM, armCalls, false}, true
+		return arch{unix.AUDIT_ARCH_ARM, armCalls, false}, true
 	}
 	return arch{}, false
 }

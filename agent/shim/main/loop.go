@@ -47,7 +47,6 @@ type proc struct {
 	pidfd  int
 	status int // the socket to its stage, -1 afterwards
 	exited bool
-	code   int
 	state  uint64
 }
 

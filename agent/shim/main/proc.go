@@ -299,7 +299,7 @@ func (s *shim) exited(p *proc) {
 		code = 255
 	}
 	s.forget(p.pidfd)
-	p.pidfd, p.exited, p.code, p.state = -1, true, code, wire.StateExited
+	p.pidfd, p.exited, p.state = -1, true, wire.StateExited
 	m := wire.Message{Kind: wire.MsgExit, Proc: p.id, A: uint64(code), B: uint64(s.now())}
 	if p.id != 0 {
 		delete(s.procs, p.id)

@@ -24,7 +24,6 @@ type stdio struct {
 	inputs   map[int]bool // clients' stdin
 	pending  []byte       // input that the process has not taken yet
 	clients  []*client
-	dropped  int // clients cut off
 	spillDir string
 }
 
@@ -338,7 +337,6 @@ func (c *client) write(s *shim, b []byte) {
 	if c.spill < 0 {
 		fd, err := unix.Open(s.stdio.spillDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 		if err != nil {
-			s.stdio.dropped++
 			c.drop(s)
 			return
 		}
@@ -346,7 +344,6 @@ func (c *client) write(s *shim, b []byte) {
 	}
 	n, err := unix.Pwrite(c.spill, b, c.wr)
 	if err != nil || n != len(b) || c.wr-c.rd > backlogMax {
-		s.stdio.dropped++
 		c.drop(s)
 		return
 	}
