@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -17,6 +18,7 @@ import (
 
 	"machine/agent/api"
 	"machine/agent/image"
+	"machine/agent/oci"
 	"machine/agent/registry"
 )
 
@@ -47,16 +49,8 @@ func (s *imageStore) InUse(id digest.Digest) (image.Use, bool) {
 	return image.Use{}, false
 }
 
-func (a *Agent) imageEvent(action string, id digest.Digest, name string) {
-	attrs := map[string]string{}
-	if name != "" {
-		attrs["name"] = name
-	}
-	actor := string(id)
-	if action == "pull" || action == "push" {
-		actor = name
-	}
-	a.events.Publish(events.ImageEventType, events.Action(action), actor, attrs)
+func (a *Agent) imageEvent(e image.Event) {
+	a.events.Publish(events.ImageEventType, events.Action(e.Action), e.Actor, e.Attributes)
 }
 
 // openRegistry makes the client that pulls and pushes.
@@ -99,7 +93,11 @@ func (s *imageStore) RemoveImage(ctx context.Context, ref string, force, noprune
 
 // PruneImages removes images that no container stands on.
 func (s *imageStore) PruneImages(ctx context.Context, all bool, keep func(*image.Summary) bool) ([]image.Removed, int64, error) {
-	return s.Prune(ctx, image.PruneOptions{All: all, Keep: keep, InUse: s.InUse})
+	out, freed, err := s.Prune(ctx, image.PruneOptions{All: all, Keep: keep, InUse: s.InUse})
+	if err == nil {
+		s.a.events.Publish(events.ImageEventType, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatInt(freed, 10)})
+	}
+	return out, freed, err
 }
 
 // CommitContainer makes an image of a container.
@@ -108,6 +106,15 @@ func (s *imageStore) CommitContainer(ctx context.Context, o api.CommitOptions) (
 	if err != nil {
 		return "", err
 	}
+	have := imageConfig(rec.Config)
+	config := have
+	if o.Config != nil {
+		config = imageConfig(o.Config)
+	}
+	if err := image.ApplyChanges(&config, o.Changes); err != nil {
+		return "", err
+	}
+	image.Inherit(&config, &have)
 	if o.Pause {
 		_, thaw, err := s.a.containers.Freeze(ctx, rec.ID)
 		if err != nil {
@@ -121,23 +128,29 @@ func (s *imageStore) CommitContainer(ctx context.Context, o api.CommitOptions) (
 	}
 	defer diff.Close()
 	img, err := s.Commit(ctx, diff, image.CommitOptions{
-		Ref: o.Ref, Parent: rec.ImageID, Config: imageConfig(rec.Config, o.Config), Author: o.Author, Comment: o.Comment,
-		CreatedBy: strings.Join(append([]string{rec.Path}, rec.Args...), " "), Changes: o.Changes,
+		Ref: o.Ref, Parent: rec.ImageID, Config: config, Author: o.Author, Comment: o.Comment,
+		CreatedBy: strings.Join(rec.Config.Cmd, " "), Container: rec.ID, ContainerConfig: rec.Config,
 	})
 	if err != nil {
 		return "", err
 	}
-	s.a.events.Publish(events.ContainerEventType, events.ActionCommit, rec.ID, map[string]string{"comment": o.Comment, "imageID": img.ID.String(), "imageRef": o.Ref, "name": rec.Name, "image": rec.Config.Image})
+	ref := ""
+	if o.Ref != "" {
+		if n, err := oci.ParseRef(o.Ref); err == nil {
+			ref = oci.Familiar(n)
+		}
+	}
+	attrs := maps.Clone(rec.Config.Labels)
+	if attrs == nil {
+		attrs = map[string]string{}
+	}
+	maps.Copy(attrs, map[string]string{"comment": o.Comment, "imageID": img.ID.String(), "imageRef": ref, "name": rec.Name, "image": rec.Config.Image})
+	s.a.events.Publish(events.ContainerEventType, events.ActionCommit, rec.ID, attrs)
 	return img.ID, nil
 }
 
-// imageConfig is what of a container's configuration an image has; what the
-// request sets comes first.
-func imageConfig(have, want *apicontainer.Config) dockerspec.DockerOCIImageConfig {
-	c := *have
-	if want != nil {
-		override(&c, want)
-	}
+// imageConfig is what of a container's configuration an image has.
+func imageConfig(c *apicontainer.Config) dockerspec.DockerOCIImageConfig {
 	out := dockerspec.DockerOCIImageConfig{}
 	out.User, out.Env, out.Cmd, out.Entrypoint, out.Volumes = c.User, c.Env, c.Cmd, c.Entrypoint, c.Volumes
 	out.WorkingDir, out.Labels, out.StopSignal, out.ArgsEscaped = c.WorkingDir, c.Labels, c.StopSignal, c.ArgsEscaped //nolint:staticcheck // kept as it came
@@ -149,42 +162,4 @@ func imageConfig(have, want *apicontainer.Config) dockerspec.DockerOCIImageConfi
 		out.ExposedPorts[p.String()] = struct{}{}
 	}
 	return out
-}
-
-func override(c, want *apicontainer.Config) {
-	if want.User != "" {
-		c.User = want.User
-	}
-	if want.WorkingDir != "" {
-		c.WorkingDir = want.WorkingDir
-	}
-	if want.StopSignal != "" {
-		c.StopSignal = want.StopSignal
-	}
-	if len(want.Env) > 0 {
-		c.Env = slices.Concat(c.Env, want.Env)
-	}
-	if len(want.Cmd) > 0 {
-		c.Cmd = want.Cmd
-	}
-	if len(want.Entrypoint) > 0 {
-		c.Entrypoint = want.Entrypoint
-	}
-	if len(want.ExposedPorts) > 0 {
-		c.ExposedPorts = want.ExposedPorts
-	}
-	if len(want.Volumes) > 0 {
-		c.Volumes = want.Volumes
-	}
-	if want.Healthcheck != nil {
-		c.Healthcheck = want.Healthcheck
-	}
-	if len(want.Labels) > 0 {
-		all := maps.Clone(c.Labels)
-		if all == nil {
-			all = map[string]string{}
-		}
-		maps.Copy(all, want.Labels)
-		c.Labels = all
-	}
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"github.com/distribution/reference"
 	apicontainer "github.com/moby/moby/api/types/container"
 	apiimage "github.com/moby/moby/api/types/image"
-	"github.com/moby/moby/api/types/storage"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -101,7 +99,7 @@ func (i *imageAPI) create(w http.ResponseWriter, r *request) error {
 	if r.query("fromSrc") != "" {
 		return i.importImage(w, r)
 	}
-	name := r.query("fromImage")
+	name := strings.TrimSuffix(r.query("fromImage"), ":") // old clients: all tags
 	if name == "" {
 		return fault.Invalid.Errorf("missing parameter: fromImage or fromSrc")
 	}
@@ -110,12 +108,15 @@ func (i *imageAPI) create(w http.ResponseWriter, r *request) error {
 		if err != nil {
 			return err
 		}
-		name = reference.TrimNamed(n).String()
-		if strings.Contains(tag, ":") {
-			name += "@" + tag
+		if d, derr := digest.Parse(tag); derr == nil { // the "tag" may be one
+			n, err = reference.WithDigest(reference.TrimNamed(n), d)
 		} else {
-			name += ":" + tag
+			n, err = reference.WithTag(reference.TrimNamed(n), tag)
 		}
+		if err != nil {
+			return fault.Invalid.Errorf("%w", err)
+		}
+		name = n.String()
 	}
 	m := newMessages(w)
 	if n, err := oci.ParseName(name); err == nil && reference.IsNameOnly(n) { // as Docker: all tags
@@ -126,7 +127,11 @@ func (i *imageAPI) create(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) importImage(w http.ResponseWriter, r *request) error {
-	o := image.ImportOptions{Ref: joinTag(r.query("repo"), r.query("tag")), Message: r.query("message"), Changes: r.URL.Query()["changes"], Platform: r.query("platform")}
+	ref, err := named(r.query("repo"), r.query("tag"))
+	if err != nil {
+		return err
+	}
+	o := image.ImportOptions{Ref: ref, Message: r.query("message"), Changes: r.URL.Query()["changes"], Platform: r.query("platform")}
 	m := newMessages(w)
 	var body io.Reader = r.Body
 	if src := r.query("fromSrc"); src != "-" {
@@ -147,21 +152,35 @@ func (i *imageAPI) importImage(w http.ResponseWriter, r *request) error {
 	return m.end(err)
 }
 
-func joinTag(repo, tag string) string {
+// named is a name as older clients send it, in two parts: tag replaces the
+// one that repo has.
+func named(repo, tag string) (string, error) {
 	if repo == "" || tag == "" {
-		return repo
+		return repo, nil
 	}
-	return repo + ":" + tag
+	n, err := oci.ParseName(repo)
+	if err != nil {
+		return "", err
+	}
+	if _, ok := n.(reference.Digested); ok {
+		return "", fault.Invalid.Errorf("cannot import digest reference")
+	}
+	t, err := reference.WithTag(reference.TrimNamed(n), tag)
+	if err != nil {
+		return "", fault.Invalid.Errorf("%w", err)
+	}
+	return t.String(), nil
 }
 
 func (i *imageAPI) load(w http.ResponseWriter, r *request) error {
 	m := newMessages(w)
-	m.quiet = r.boolean("quiet")
+	m.quiet = r.query("quiet") == "" || r.boolean("quiet")
 	p, err := platform(r)
 	if err != nil {
 		return err
 	}
 	_, err = i.b.LoadFor(r.Context(), r.Body, p, m.event)
+	m.begin() // Docker, too, tells of a bad archive in the stream alone
 	return m.end(err)
 }
 
@@ -182,18 +201,29 @@ func (i *imageAPI) save(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) push(w http.ResponseWriter, r *request) error {
-	if err := i.provides(r, joinTag(r.vars["name"], r.query("tag"))); err != nil {
+	name := r.vars["name"]
+	if tag := r.query("tag"); tag != "" {
+		var err error
+		if name, err = named(name, tag); err != nil {
+			return err
+		}
+	}
+	if err := i.provides(r, name); err != nil {
 		return err
 	}
 	m := newMessages(w)
-	return m.end(i.b.Push(r.Context(), joinTag(r.vars["name"], r.query("tag")), registryAuth(r), m.event))
+	return m.end(i.b.Push(r.Context(), name, registryAuth(r), m.event))
 }
 
 func (i *imageAPI) tag(w http.ResponseWriter, r *request) error {
 	if r.query("repo") == "" {
 		return fault.Invalid.Errorf("missing parameter: repo")
 	}
-	if err := i.b.Tag(r.Context(), r.vars["name"], joinTag(r.query("repo"), r.query("tag"))); err != nil {
+	name, err := named(r.query("repo"), r.query("tag"))
+	if err != nil {
+		return err
+	}
+	if err := i.b.Tag(r.Context(), r.vars["name"], name); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusCreated)
@@ -231,12 +261,12 @@ func (i *imageAPI) prune(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	all := false
-	if d := f["dangling"]; len(d) > 0 {
-		all = !model.Truth(d[0])
+	dangling, err := f.Bool("dangling", true)
+	if err != nil {
+		return err
 	}
-	list, freed, err := i.b.PruneImages(r.Context(), all, func(s *image.Summary) bool {
-		return !until.IsZero() && !s.Created.Before(until) || !f.Labels(s.Config.Config.Labels)
+	list, freed, err := i.b.PruneImages(r.Context(), !dangling, func(s *image.Summary) bool {
+		return !until.IsZero() && (s.Config.Created == nil || s.Created.After(until)) || !f.Labels(s.Config.Config.Labels)
 	})
 	if err != nil {
 		return err
@@ -254,64 +284,11 @@ func (i *imageAPI) history(w http.ResponseWriter, r *request) error {
 	}
 	out := []apiimage.HistoryResponseItem{}
 	for _, h := range list {
-		created := h.Created.Unix()
-		if h.Created.IsZero() {
-			created = 0
+		created := int64(0)
+		if h.Created != nil {
+			created = h.Created.Unix()
 		}
 		out = append(out, apiimage.HistoryResponseItem{ID: h.ID, Created: created, CreatedBy: h.CreatedBy, Comment: h.Comment, Size: h.Size, Tags: h.Tags})
-	}
-	return writeJSON(w, http.StatusOK, out)
-}
-
-// inspectedImage has the fields that the API's types have dropped since.
-type inspectedImage struct {
-	apiimage.InspectResponse
-	Parent        string
-	DockerVersion string
-	VirtualSize   int64 `json:",omitempty"`
-}
-
-func (i *imageAPI) inspect(w http.ResponseWriter, r *request) error {
-	img, err := i.b.Get(r.Context(), r.vars["name"])
-	if err != nil {
-		return err
-	}
-	if err := i.provides(r, r.vars["name"]); err != nil {
-		return err
-	}
-	var manifests []apiimage.ManifestSummary
-	if r.boolean("manifests") && !r.before("1.48") {
-		if r.query("platform") != "" {
-			return fault.Invalid.Errorf("conflicting options: manifests and platform options cannot both be set")
-		}
-		manifests = i.manifests(img)
-	}
-	d, err := i.b.Details(r.Context(), img.ID)
-	if err != nil {
-		return err
-	}
-	var raw struct {
-		DockerVersion string `json:"docker_version"`
-	}
-	json.Unmarshal(d.Raw, &raw) // an old field, only to be shown
-	c := img.Config
-	out := inspectedImage{Parent: string(d.Parent), DockerVersion: raw.DockerVersion, InspectResponse: apiimage.InspectResponse{
-		ID: img.ID.String(), RepoTags: img.RepoTags, RepoDigests: img.Digests, Author: c.Author, Config: &c.Config,
-		Architecture: c.Architecture, Variant: c.Variant, Os: c.OS, OsVersion: c.OSVersion, Size: img.Size,
-		GraphDriver: &storage.DriverData{Name: "overlay2", Data: i.b.Extra(img.ID, img.TopLayer).Driver},
-		RootFS:      apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: d.LastTagged}, Manifests: manifests,
-	}}
-	if n := len(c.History); n > 0 {
-		out.Comment = c.History[n-1].Comment
-	}
-	if !img.Created.IsZero() {
-		out.Created = img.Created.Format(time.RFC3339Nano)
-	}
-	for _, l := range c.RootFS.DiffIDs {
-		out.RootFS.Layers = append(out.RootFS.Layers, l.String())
-	}
-	if r.before("1.44") {
-		out.VirtualSize = img.Size
 	}
 	return writeJSON(w, http.StatusOK, out)
 }
@@ -338,7 +315,7 @@ func (i *imageAPI) list(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	var use image.Usage
-	shared := r.boolean("shared-size")
+	shared := r.boolean("shared-size") && !r.before("1.42")
 	if shared {
 		if use, err = i.b.DiskUsage(r.Context()); err != nil {
 			return err
@@ -370,7 +347,10 @@ func (i *imageAPI) matcher(r *request, f model.Filters) (func(*image.Summary) bo
 			if err != nil {
 				return nil, err
 			}
-			*at = img.Created
+			// Of several the narrowest counts.
+			if c := img.Created; at.IsZero() || (key == "before") == c.Before(*at) {
+				*at = c
+			}
 		}
 	}
 	until, err := f.Until(time.Now())
@@ -382,11 +362,15 @@ func (i *imageAPI) matcher(r *request, f model.Filters) (func(*image.Summary) bo
 			return nil, fault.Invalid.Errorf("invalid reference pattern %q: %w", p, err)
 		}
 	}
+	dangling, err := f.Bool("dangling", false)
+	if err != nil {
+		return nil, err
+	}
 	all := r.boolean("all")
 	return func(s *image.Summary) bool {
 		untagged := len(s.RepoTags) == 0
-		if d := f["dangling"]; len(d) > 0 {
-			if model.Truth(d[0]) != (untagged && !s.Children) {
+		if len(f["dangling"]) > 0 {
+			if dangling != (untagged && !s.Children) {
 				return false
 			}
 		} else if !all && untagged && s.Children && len(s.Digests) == 0 {
@@ -428,11 +412,11 @@ type listedImage struct {
 
 func (i *imageAPI) summary(s *image.Summary, r *request) listedImage {
 	l := listedImage{Summary: apiimage.Summary{
-		ID: s.ID.String(), ParentID: string(s.Parent), RepoTags: s.RepoTags, RepoDigests: s.Digests, Created: s.Created.Unix(),
+		ID: s.ID.String(), ParentID: string(s.Parent), RepoTags: s.RepoTags, RepoDigests: s.Digests,
 		Size: s.Size, SharedSize: -1, Containers: -1, Labels: s.Config.Config.Labels,
 	}}
-	if s.Created.IsZero() {
-		l.Created = 0
+	if s.Config.Created != nil {
+		l.Created = s.Created.Unix()
 	}
 	if r == nil || !r.before("1.51") {
 		l.Containers = int64(len(i.b.Extra(s.ID, s.TopLayer).Containers))
@@ -473,7 +457,11 @@ func imageUsage(ctx context.Context, b Images) ([]listedImage, int64, error) {
 }
 
 func (i *imageAPI) commit(w http.ResponseWriter, r *request) error {
-	o := CommitOptions{Container: r.query("container"), Ref: joinTag(r.query("repo"), r.query("tag")), Author: r.query("author"), Comment: r.query("comment"),
+	ref, err := named(r.query("repo"), r.query("tag"))
+	if err != nil {
+		return err
+	}
+	o := CommitOptions{Container: r.query("container"), Ref: ref, Author: r.query("author"), Comment: r.query("comment"),
 		Changes: r.URL.Query()["changes"], Pause: r.query("pause") == "" || r.boolean("pause")}
 	if o.Container == "" {
 		return fault.Invalid.Errorf("missing parameter: container")

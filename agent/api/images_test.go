@@ -153,7 +153,7 @@ func TestImageRoutes(t *testing.T) {
 		{"POST", "/v1.50/images/a/b:c/tag?repo=UPPER", 400, "lowercase"},
 		{"GET", "/v1.50/images/nope/json", 404, "No such image: nope:latest"},
 		{"GET", "/v1.50/images/get?names=nope", 404, "No such image"},
-		{"POST", "/v1.50/images/load", 400, "no image archive"},
+		{"POST", "/v1.50/images/load", 200, `"errorDetail":{"message":"archive has no manifest.json`},
 		{"POST", "/v1.50/commit?container=nope", 404, "No such container"},
 		{"DELETE", "/v1.50/images/other:x", 200, `[{"Untagged":"other:x"}]`},
 		{"POST", "/v1.50/images/prune?filters={\"dangling\":[\"false\"]}", 200, `"SpaceReclaimed":1`},

@@ -57,7 +57,7 @@ func (m *messages) event(e model.ProgressEvent) {
 	if m.quiet && l.Stream == "" && l.Aux == nil {
 		return
 	}
-	if e.Status != "" && e.ID != "" || e.Total > 0 {
+	if e.Status != "" && e.ID != "" && !e.Plain || e.Total > 0 {
 		l.Detail = &detail{e.Current, e.Total}
 	}
 	if e.Current > 0 {
@@ -76,14 +76,26 @@ func (m *messages) send(l line) {
 	if m.ended {
 		return
 	}
+	m.start()
+	if _, err := m.w.Write(append(b, '\r', '\n')); err == nil {
+		m.rc.Flush()
+	}
+}
+
+// start sends the header. m.mu is held.
+func (m *messages) start() {
 	if !m.started {
 		m.started = true
 		m.w.Header().Set("Content-Type", "application/json")
 		m.w.WriteHeader(http.StatusOK)
 	}
-	if _, err := m.w.Write(append(b, '\r', '\n')); err == nil {
-		m.rc.Flush()
-	}
+}
+
+// begin commits the answer to the stream: from here on errors are lines.
+func (m *messages) begin() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.start()
 }
 
 // end ends the stream: with an error as a line when it has begun, else by
@@ -105,10 +117,7 @@ func (m *messages) end(err error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ended = true
-	if !m.started {
-		m.w.Header().Set("Content-Type", "application/json")
-		m.w.WriteHeader(http.StatusOK)
-	}
+	m.start()
 	return nil
 }
 

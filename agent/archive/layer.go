@@ -28,7 +28,7 @@ const (
 
 // A LayerInfo is what UnpackLayer learned of a layer.
 type LayerInfo struct {
-	Size int64 // bytes of all regular files
+	Size int64 // bytes of all regular files and symlinks
 	// Implied are directories that the tar has no entry for, parents first:
 	// their owner and mode are the parent layer's to say.
 	Implied []string

@@ -203,6 +203,9 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		err = u.link(dir, base, name, h)
 	case tar.TypeSymlink:
 		err = u.make(dir, base, name, h, func() error { return unix.Symlinkat(h.Linkname, dir, base) })
+		if u.layer != nil {
+			u.layer.size += int64(len(h.Linkname))
+		}
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		err = u.make(dir, base, name, h, func() error { return mknod(dir, base, h) })
 	default:

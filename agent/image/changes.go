@@ -21,6 +21,7 @@ func ApplyChanges(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 	c.Volumes = copyMap(c.Volumes)
 	c.Labels = copyMap(c.Labels)
 	c.OnBuild = append([]string(nil), c.OnBuild...)
+	withCmd := false // an ENTRYPOINT drops the command that it finds
 	for _, ch := range changes {
 		for line := range strings.SplitSeq(ch, "\n") {
 			if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
@@ -28,6 +29,12 @@ func ApplyChanges(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 			}
 			if err := applyChange(c, line); err != nil {
 				return fault.Invalid.Errorf("change %q: %w", line, err)
+			}
+			switch word, _, _ := strings.Cut(strings.ToUpper(line), " "); {
+			case word == "CMD":
+				withCmd = true
+			case word == "ENTRYPOINT" && !withCmd:
+				c.Cmd = nil
 			}
 		}
 	}

@@ -36,7 +36,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (*mode
 	if o.Message == "" {
 		o.Message = "Imported from -"
 	}
-	img := dockerspec.DockerOCIImage{}
+	img := written{Comment: o.Message}
 	img.Platform = p
 	return s.make(ctx, r, img, makeOptions{ref: o.Ref, changes: o.Changes, comment: o.Message, event: "import"})
 }
@@ -50,20 +50,33 @@ type CommitOptions struct {
 	Comment string
 	// CreatedBy is the history's line: the container's command.
 	CreatedBy string
-	Changes   []string // Dockerfile instructions on the configuration
+	// Container is the id, ContainerConfig the configuration of the container,
+	// for the record.
+	Container       string
+	ContainerConfig any
+}
+
+// written is a configuration as Docker writes it: with fields that no
+// specification has and that docker inspect shows.
+type written struct {
+	dockerspec.DockerOCIImage
+	Comment         string `json:"comment,omitempty"`
+	Container       string `json:"container,omitempty"`
+	ContainerConfig any    `json:"container_config,omitempty"`
+	DockerVersion   string `json:"docker_version,omitempty"`
 }
 
 // Commit makes an image on top of Parent from a layer tar: what a container
-// changed. A nil layer makes a step that changes only the configuration. The
-// caller closes layer.
+// changed. A nil or empty layer makes a step that changes only the
+// configuration. The caller closes layer.
 func (s *Store) Commit(ctx context.Context, layer io.Reader, o CommitOptions) (*model.Image, error) {
-	img := dockerspec.DockerOCIImage{}
+	img := written{Container: o.Container, ContainerConfig: o.ContainerConfig}
 	img.Platform = oci.Host()
 	if o.Parent != "" {
 		s.mu.Lock()
 		e := s.images[o.Parent]
 		if e != nil {
-			img = e.config
+			img.DockerOCIImage = e.config
 		}
 		s.mu.Unlock()
 		if e == nil {
@@ -72,7 +85,7 @@ func (s *Store) Commit(ctx context.Context, layer io.Reader, o CommitOptions) (*
 	}
 	img.Config = o.Config
 	img.Author = o.Author
-	return s.make(ctx, layer, img, makeOptions{ref: o.Ref, changes: o.Changes, comment: o.Comment, createdBy: o.CreatedBy, parent: o.Parent, event: "create"})
+	return s.make(ctx, layer, img, makeOptions{ref: o.Ref, comment: o.Comment, createdBy: o.CreatedBy, parent: o.Parent, event: "create"})
 }
 
 type makeOptions struct {
@@ -85,7 +98,7 @@ type makeOptions struct {
 }
 
 // make adds a layer, or nothing, to a configuration.
-func (s *Store) make(ctx context.Context, layer io.Reader, img dockerspec.DockerOCIImage, o makeOptions) (*model.Image, error) {
+func (s *Store) make(ctx context.Context, layer io.Reader, img written, o makeOptions) (*model.Image, error) {
 	var name reference.Named
 	if o.ref != "" {
 		n, err := oci.ParseRef(o.ref)
@@ -103,13 +116,16 @@ func (s *Store) make(ctx context.Context, layer io.Reader, img dockerspec.Docker
 	below := append([]digest.Digest(nil), img.RootFS.DiffIDs...)
 	chains := chainsOf(below)
 	defer s.lease(chains)()
-	if layer != nil {
-		done, diff, err := s.addLayer(ctx, layer, oci.Chain(below))
+	empty := layer == nil
+	if !empty {
+		done, diff, err := s.addLayer(ctx, layer, oci.Chain(below), o.parent != "")
 		if err != nil {
 			return nil, err
 		}
 		defer done()
-		below = append(below, diff)
+		if empty = diff == ""; !empty {
+			below = append(below, diff)
+		}
 		failpoint.Hit("image.layer")
 	}
 	now := time.Now().UTC()
@@ -121,35 +137,64 @@ func (s *Store) make(ctx context.Context, layer io.Reader, img dockerspec.Docker
 	if img.RootFS.DiffIDs == nil {
 		img.RootFS.DiffIDs = []digest.Digest{}
 	}
-	img.History = append(append([]v1.History(nil), img.History...), v1.History{Created: &now, CreatedBy: o.createdBy, Author: img.Author, Comment: o.comment, EmptyLayer: layer == nil})
+	img.History = append(append([]v1.History(nil), img.History...), v1.History{Created: &now, CreatedBy: o.createdBy, Author: img.Author, Comment: o.comment, EmptyLayer: empty})
+	img.DockerVersion = s.o.Version
 	b, err := encode(img)
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.add(b, record{Parent: o.parent})
+	r := record{Parent: o.parent}
+	if name != nil {
+		r.Tagged = now
+	}
+	return s.keep(ctx, b, r, name, o.event)
+}
+
+// keep records an image and names it. It tells of both as Docker does: of a
+// committed image before of its name, of an imported one after.
+func (s *Store) keep(ctx context.Context, config []byte, r record, name reference.Named, action string) (*model.Image, error) {
+	id, err := s.add(config, r)
 	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit("image.config")
-	shown := id.String()
+	s.mu.Lock()
+	e := s.images[id]
+	s.mu.Unlock()
+	if e == nil {
+		return nil, noSuchImage(id.String()) // removed meanwhile
+	}
+	if action == "create" {
+		s.happened(action, e)
+	}
 	if name != nil {
 		if err := s.setRef(name, id); err != nil {
 			return nil, fmt.Errorf("tag %s: %w", id, err)
 		}
-		shown = oci.Familiar(name)
+		s.event("tag", id.String(), oci.Familiar(name), e)
 	}
 	failpoint.Hit("image.named")
-	s.o.Event(o.event, id, shown)
+	if action != "create" {
+		s.happened(action, e)
+	}
 	return s.Get(ctx, id.String())
 }
 
-// addLayer applies a layer and keeps it until done runs.
-func (s *Store) addLayer(ctx context.Context, r io.Reader, parent digest.Digest) (done func(), diff digest.Digest, err error) {
+// emptyTar is the digest of a tar without entries.
+const emptyTar = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+
+// addLayer applies a layer and keeps it until done runs. With skip one without
+// entries is left out: diff is empty.
+func (s *Store) addLayer(ctx context.Context, r io.Reader, parent digest.Digest, skip bool) (done func(), diff digest.Digest, err error) {
 	g, err := s.o.Layers.Stage(ctx, r)
 	if err != nil {
 		return nil, "", err
 	}
 	failpoint.Hit("image.staged")
+	if skip && g.DiffID() == emptyTar {
+		g.Discard()
+		return func() {}, "", nil
+	}
 	diff = g.DiffID()
 	done = s.lease([]digest.Digest{oci.ChainID(parent, diff)})
 	if _, err := s.o.Layers.Commit(ctx, parent, []model.StagedLayer{g}); err != nil {

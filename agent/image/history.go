@@ -14,8 +14,8 @@ import (
 
 // HistoryItem is one step in the making of an image.
 type HistoryItem struct {
-	ID        string // "<missing>" unless the step is an image here
-	Created   time.Time
+	ID        string     // "<missing>" unless the step is an image here
+	Created   *time.Time // nil: not known
 	CreatedBy string
 	Comment   string
 	Tags      []string
@@ -33,10 +33,7 @@ func (s *Store) History(ctx context.Context, ref string) ([]HistoryItem, error) 
 	var out []HistoryItem
 	n := 0
 	for _, h := range e.config.History {
-		it := HistoryItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment}
-		if h.Created != nil {
-			it.Created = *h.Created
-		}
+		it := HistoryItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment, Created: h.Created}
 		if !h.EmptyLayer {
 			if n >= len(e.chains) {
 				return nil, fmt.Errorf("image %s: its history has more layers than it has", e.ID)

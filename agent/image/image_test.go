@@ -178,7 +178,7 @@ func TestReopen(t *testing.T) {
 func TestHistoryAndPrune(t *testing.T) {
 	s := open(t)
 	base := imported(t, s, "base", layertest.File("a", "x"))
-	if _, err := s.Commit(bg, nil, CommitOptions{Parent: base.ID, Ref: "kid", Comment: "only config", Changes: []string{"LABEL a=b"}}); err != nil {
+	if _, err := s.Commit(bg, nil, CommitOptions{Parent: base.ID, Ref: "kid", Comment: "only config"}); err != nil {
 		t.Fatal(err)
 	}
 	h, err := s.History(bg, "kid")

@@ -50,18 +50,18 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress model.Progress) 
 func (s *Store) LoadFor(ctx context.Context, r io.Reader, platform *v1.Platform, progress model.Progress) ([]Loaded, error) {
 	plain, err := archive.Decompress(r)
 	if err != nil {
-		return nil, fmt.Errorf("load: %w", err)
+		return nil, err
 	}
 	defer plain.Close()
 	l := &loader{s: s, ctx: ctx, platform: platform, progress: progress, small: map[string][]byte{}, layers: map[string]*passed{}, alias: map[string]string{}}
 	defer l.discard()
 	if err := l.read(plain); err != nil {
-		return nil, fmt.Errorf("load: %w", err)
+		return nil, err
 	}
 	failpoint.Hit("load.read")
 	out, err := l.images()
 	if err != nil {
-		return out, fmt.Errorf("load: %w", err)
+		return out, err
 	}
 	return out, nil
 }
@@ -454,18 +454,31 @@ func (l *loader) tag(id digest.Digest, tags []string) (Loaded, error) {
 		if _, ok := n.(reference.Tagged); !ok {
 			return out, fault.Invalid.Errorf("invalid tag %q", t)
 		}
-		if err := l.s.setRef(n, id); err != nil {
+		if err := l.point(n, id); err != nil {
 			return out, err
 		}
 		out.Tags = append(out.Tags, oci.Familiar(n))
-		l.s.o.Event("load", id, oci.Familiar(n))
+		l.progress(model.ProgressEvent{Stream: "Loaded image: " + oci.Familiar(n) + "\n"})
 	}
 	if len(tags) == 0 {
-		l.s.o.Event("load", id, id.String())
 		l.progress(model.ProgressEvent{Stream: "Loaded image ID: " + id.String() + "\n"})
 	}
-	for _, t := range out.Tags {
-		l.progress(model.ProgressEvent{Stream: "Loaded image: " + t + "\n"})
+	l.s.mu.Lock()
+	e := l.s.images[id]
+	l.s.mu.Unlock()
+	if e != nil { // else it was removed meanwhile
+		l.s.happened("load", e)
 	}
 	return out, nil
+}
+
+// point gives a loaded image its name and tells whom it takes that from.
+func (l *loader) point(n reference.Named, id digest.Digest) error {
+	l.s.mu.Lock()
+	old := l.s.byRef[n.String()]
+	l.s.mu.Unlock()
+	if old != "" && old != id {
+		l.progress(model.ProgressEvent{Stream: fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string\n", oci.Familiar(n), old)})
+	}
+	return l.s.setRef(n, id)
 }

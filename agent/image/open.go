@@ -23,7 +23,7 @@ func Open(o Options) (*Store, error) {
 		s.o.Parallel = 3
 	}
 	if s.o.Event == nil {
-		s.o.Event = func(string, digest.Digest, string) {}
+		s.o.Event = func(Event) {}
 	}
 	s.flight.running = map[string]*flight{}
 	var err error

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -33,15 +34,41 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth model.Regis
 	if err != nil {
 		return nil, err
 	}
+	img, updated, err := s.pullOne(ctx, n, platform, auth, progress)
+	if err != nil {
+		return nil, err
+	}
+	s.pulled(n, updated, progress)
+	have := img.Config.Platform
+	if want, err := oci.ParsePlatform(platform); err == nil && platform != "" && !oci.Matches(want, have) {
+		// Not what was asked for, but the only one that the name stands for.
+		progress(model.ProgressEvent{Status: fmt.Sprintf("WARNING: image with reference %s was found but its platform (%s) does not match the specified platform (%s)", oci.Familiar(n), oci.FormatPlatform(have), oci.FormatPlatform(want))})
+	}
+	return img, nil
+}
+
+// pulled tells how a pull has ended.
+func (s *Store) pulled(n reference.Named, updated bool, progress model.Progress) {
+	status := "Status: Image is up to date for "
+	if updated {
+		status = "Status: Downloaded newer image for "
+	}
+	progress(model.ProgressEvent{Status: status + oci.Familiar(n)})
+	s.moved("pull", n)
+}
+
+// pullOne pulls one reference. updated tells that it meant something else
+// before, or nothing.
+func (s *Store) pullOne(ctx context.Context, n reference.Named, platform string, auth model.RegistryAuth, progress model.Progress) (_ *model.Image, updated bool, err error) {
 	var gone atomic.Bool // the client; a shared download may go on
 	defer gone.Store(true)
-	p := &pull{s: s, ctx: ctx, ref: n, auth: auth, explicit: platform != "", progress: func(e model.ProgressEvent) {
+	p := &pull{s: s, ctx: ctx, ref: n, auth: auth, progress: func(e model.ProgressEvent) {
 		if !gone.Load() {
 			progress(e)
 		}
 	}}
 	if p.platform, err = oci.ParsePlatform(platform); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	return p.run()
 }
@@ -55,19 +82,24 @@ func (s *Store) PullAll(ctx context.Context, name, platform string, auth model.R
 	if err != nil {
 		return err
 	}
+	n = reference.TrimNamed(n)
 	tags, err := s.o.Source.Tags(ctx, n.Name(), auth)
 	if err != nil {
 		return (&pull{ref: n}).denied(err)
 	}
+	any := false
 	for _, tag := range tags {
-		t, err := reference.WithTag(reference.TrimNamed(n), tag)
+		t, err := reference.WithTag(n, tag)
 		if err != nil {
 			return fault.Invalid.Errorf("pull %s: tag %.100q: %w", reference.FamiliarName(n), tag, err)
 		}
-		if _, err := s.Pull(ctx, t.String(), platform, auth, progress); err != nil {
+		_, updated, err := s.pullOne(ctx, t, platform, auth, progress)
+		if err != nil {
 			return err
 		}
+		any = any || updated
 	}
+	s.pulled(n, any, progress)
 	return nil
 }
 
@@ -76,7 +108,6 @@ type pull struct {
 	ctx      context.Context
 	ref      reference.Named
 	platform v1.Platform
-	explicit bool
 	auth     model.RegistryAuth
 	progress model.Progress
 
@@ -89,22 +120,14 @@ type pull struct {
 
 func (p *pull) say(id, status string) { p.progress(model.ProgressEvent{ID: id, Status: status}) }
 
-func (p *pull) run() (*model.Image, error) {
+func (p *pull) run() (_ *model.Image, updated bool, err error) {
 	if err := p.resolve(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	tag := "latest"
-	if t, ok := p.ref.(reference.Tagged); ok {
-		tag = t.Tag()
-	}
-	if d, ok := p.ref.(reference.Digested); ok {
-		tag = d.Digest().String()
-	}
-	p.say(tag, "Pulling from "+reference.Path(p.ref))
 	failpoint.Hit("pull.resolved")
 	before, _ := p.s.Get(p.ctx, p.ref.String())
 	if err := p.getConfig(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	failpoint.Hit("pull.config")
 	p.chains = chainsOf(p.diffs)
@@ -113,23 +136,33 @@ func (p *pull) run() (*model.Image, error) {
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 			p.dropBlobs() // to take it up again would need what they take
 		}
-		return nil, err
+		return nil, false, err
 	}
 	failpoint.Hit("pull.layers")
 	id, err := p.save()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	p.dropBlobs()
 	failpoint.Hit("pull.saved")
 	p.progress(model.ProgressEvent{Status: "Digest: " + p.top.String()})
-	if before != nil && before.ID == id {
-		p.progress(model.ProgressEvent{Status: "Status: Image is up to date for " + oci.Familiar(p.ref)})
-	} else {
-		p.progress(model.ProgressEvent{Status: "Status: Downloaded newer image for " + oci.Familiar(p.ref)})
+	img, err := p.s.Get(p.ctx, id.String())
+	return img, before == nil || before.ID != id, err
+}
+
+// greet names what is being pulled: it exists.
+func (p *pull) greet() {
+	what := p.ref.String()
+	if _, ok := p.ref.(reference.Digested); !ok {
+		if t, ok := p.ref.(reference.Tagged); ok {
+			what = t.Tag()
+		}
+	} else if c, ok := p.ref.(reference.Canonical); ok { // a tag beside the digest means nothing
+		if d, err := reference.WithDigest(reference.TrimNamed(p.ref), c.Digest()); err == nil {
+			what = d.String()
+		}
 	}
-	p.s.o.Event("pull", id, oci.Familiar(p.ref))
-	return p.s.Get(p.ctx, id.String())
+	p.progress(model.ProgressEvent{ID: what, Status: "Pulling from " + reference.Path(p.ref), Plain: true})
 }
 
 // resolve finds the manifest for the platform.
@@ -145,6 +178,7 @@ func (p *pull) resolve() error {
 			return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
 		}
 		if p.top == "" {
+			p.greet()
 			p.top = m.Digest
 			if d, ok := p.ref.(reference.Digested); ok {
 				p.top = d.Digest()
@@ -203,11 +237,7 @@ func (p *pull) getConfig() error {
 			return fmt.Errorf("pull %s: %w", oci.Familiar(p.ref), err)
 		}
 	}
-	have := v1.Platform{OS: conf.OS, Architecture: conf.Architecture, Variant: conf.Variant}
-	if p.explicit && !oci.Matches(p.platform, have) {
-		return fault.NotFound.Errorf("image with reference %s was found but its platform (%s) does not match the specified platform (%s)", oci.Familiar(p.ref), oci.FormatPlatform(have), oci.FormatPlatform(p.platform))
-	}
-	if conf.OS != "" && conf.OS != p.platform.OS {
+	if conf.OS != "" && conf.OS != runtime.GOOS {
 		return fault.Invalid.Errorf("image operating system %q cannot be used on this platform", conf.OS)
 	}
 	p.config, p.diffs = b, conf.RootFS.DiffIDs

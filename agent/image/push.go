@@ -35,11 +35,11 @@ func (s *Store) Push(ctx context.Context, ref string, auth model.RegistryAuth, p
 	if _, ok := n.(reference.Digested); ok {
 		return fault.Invalid.Errorf("cannot push a digest reference")
 	}
+	progress(model.ProgressEvent{Status: "The push refers to repository [" + n.Name() + "]"})
 	list, err := s.toPush(n)
 	if err != nil {
 		return err
 	}
-	progress(model.ProgressEvent{Status: "The push refers to repository [" + n.Name() + "]"})
 	for _, t := range list {
 		p := &push{s: s, ctx: ctx, ref: t.ref, e: t.e, auth: auth, progress: progress}
 		release := s.lease(t.e.chains)
@@ -48,8 +48,8 @@ func (s *Store) Push(ctx context.Context, ref string, auth model.RegistryAuth, p
 		if err != nil {
 			return err
 		}
-		s.o.Event("push", t.e.ID, oci.Familiar(t.ref))
 	}
+	s.moved("push", n)
 	return nil
 }
 
@@ -62,14 +62,22 @@ func (s *Store) toPush(n reference.Named) ([]target, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []target
+	some := false // of the repository
 	for r, id := range s.byRef {
 		o, err := reference.ParseNormalizedNamed(r)
 		t, ok := o.(reference.NamedTagged)
+		some = some || err == nil && o.Name() == n.Name()
 		if err == nil && ok && (r == n.String() || reference.IsNameOnly(n) && o.Name() == n.Name()) {
 			out = append(out, target{t, s.images[id]})
 		}
 	}
-	if len(out) == 0 {
+	switch {
+	case len(out) > 0:
+	case some && reference.IsNameOnly(n):
+		return nil, fault.NotFound.Errorf("no tags to push for %s", reference.FamiliarName(n))
+	case some:
+		return nil, fault.NotFound.Errorf("tag does not exist: %s", oci.Familiar(n))
+	default:
 		return nil, fault.NotFound.Errorf("An image does not exist locally with the tag: %s", reference.FamiliarName(n))
 	}
 	slices.SortFunc(out, func(a, b target) int {
@@ -116,17 +124,14 @@ func (p *push) run() error {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return fmt.Errorf("push %s: %w", oci.Familiar(p.ref), err)
+		return err
 	}
 	for i := range diffs {
 		if first, _ := once.Load(diffs[i]); first.(int) != i {
 			layers[i] = layers[first.(int)]
 		}
 	}
-	if err := p.manifest(layers); err != nil {
-		return fmt.Errorf("push %s: %w", oci.Familiar(p.ref), err)
-	}
-	return nil
+	return p.manifest(layers)
 }
 
 // sourcesOf gives where a layer is known to be in this registry, the

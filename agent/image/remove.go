@@ -49,7 +49,7 @@ func (s *Store) Remove(ctx context.Context, ref string, o RemoveOptions) ([]Remo
 	}
 	r := &removal{s: s, o: o, ctx: ctx}
 	if byID {
-		err = r.byID(e, ref)
+		err = r.byID(e)
 	} else {
 		err = r.byName(e, ref)
 	}
@@ -72,27 +72,49 @@ func shortC(id string) string {
 	return id
 }
 
-// single tells whether all names are of one repository, with at most one tag.
+// single tells whether there is one name, or one with digests of the same
+// repository: then removing the image by its id surprises nobody.
 func single(refs []reference.Named) bool {
-	tags, repo := 0, ""
+	var one reference.Named
+	repos := map[string]bool{} // that digests are of
 	for _, n := range refs {
-		if _, ok := n.(reference.Canonical); !ok {
-			tags++
-		}
-		if repo != "" && n.Name() != repo {
+		if _, ok := n.(reference.Canonical); ok {
+			repos[n.Name()] = true
+		} else if one != nil {
 			return false
+		} else {
+			one = n
 		}
-		repo = n.Name()
 	}
-	return tags <= 1
+	switch {
+	case len(refs) <= 1:
+		return len(refs) == 1
+	case one == nil:
+		one = refs[0]
+	}
+	return len(repos) == 1 && repos[one.Name()]
 }
 
-func (r *removal) untag(n reference.Named, id digest.Digest) error {
+// untag forgets a name; quiet is without an event, as for the digests that go
+// along with a tag.
+func (r *removal) untag(n reference.Named, e *entry, quiet bool) error {
 	if err := r.s.delRef(n.String()); err != nil {
 		return fmt.Errorf("untag %s: %w", oci.Familiar(n), err)
 	}
 	r.out = append(r.out, Removed{Untagged: oci.Familiar(n)})
-	r.s.o.Event("untag", id, oci.Familiar(n))
+	if !quiet {
+		r.s.happened("untag", e)
+	}
+	return nil
+}
+
+// untagAll forgets all names of an image.
+func (r *removal) untagAll(e *entry) error {
+	for _, n := range r.s.refsOf(e.ID) {
+		if err := r.untag(n, e, false); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -101,83 +123,97 @@ func (r *removal) byName(e *entry, ref string) error {
 	if err != nil {
 		return err
 	}
-	if c, ok := n.(reference.Canonical); ok {
+	c, byDigest := n.(reference.Canonical)
+	if byDigest {
 		if n, err = reference.WithDigest(reference.TrimNamed(n), c.Digest()); err != nil {
 			return fault.Invalid.Errorf("%w", err)
 		}
 	}
-	refs := r.s.refsOf(e.ID)
-	if use, used := r.o.InUse(e.ID); used && !r.o.Force && single(refs) {
+	if use, used := r.o.InUse(e.ID); used && !r.o.Force && single(r.s.refsOf(e.ID)) {
 		return fault.Conflict.Errorf("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, shortC(use.Container), short(e.ID))
 	}
-	if err := r.untag(n, e.ID); err != nil {
+	if err := r.untag(n, e, false); err != nil {
 		return err
 	}
-	refs = r.s.refsOf(e.ID)
-	if _, ok := n.(reference.Canonical); !ok {
-		tagged := slices.ContainsFunc(refs, func(o reference.Named) bool {
-			_, isDigest := o.(reference.Canonical)
-			return o.Name() == n.Name() && !isDigest
-		})
-		for _, o := range refs { // digests say where the last tag came from
-			if !tagged && o.Name() == n.Name() {
-				if err := r.untag(o, e.ID); err != nil {
-					return err
-				}
-			}
-		}
-		refs = r.s.refsOf(e.ID)
-	}
-	if len(refs) > 0 {
-		return nil
-	}
-	return r.image(e, true, false)
-}
-
-func (r *removal) byID(e *entry, ref string) error {
-	refs := r.s.refsOf(e.ID)
-	if !single(refs) && !r.o.Force {
-		return fault.Conflict.Errorf("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", short(e.ID))
-	}
-	if err := r.conflict(e); err != nil {
-		return err
-	}
-	for _, n := range refs {
-		if err := r.untag(n, e.ID); err != nil {
+	if !byDigest {
+		if err := r.dropDigests(e, n); err != nil {
 			return err
 		}
 	}
-	return r.image(e, false, false)
+	if len(r.s.refsOf(e.ID)) > 0 {
+		return nil
+	}
+	return r.image(e, r.o.Force, true)
 }
 
-// conflict tells why an image must stay.
-func (r *removal) conflict(e *entry) error {
+// dropDigests forgets the digests of a repository that has lost its last tag:
+// they say where that came from.
+func (r *removal) dropDigests(e *entry, n reference.Named) error {
+	refs := slices.DeleteFunc(r.s.refsOf(e.ID), func(o reference.Named) bool { return o.Name() != n.Name() })
+	for _, o := range refs {
+		if _, ok := o.(reference.Canonical); !ok {
+			return nil
+		}
+	}
+	for _, o := range refs {
+		if err := r.untag(o, e, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *removal) byID(e *entry) error {
+	if single(r.s.refsOf(e.ID)) {
+		if c := r.conflict(e, r.o.Force, false); c != nil {
+			return c.err
+		}
+		if err := r.untagAll(e); err != nil {
+			return err
+		}
+	}
+	return r.image(e, r.o.Force, false)
+}
+
+// A conflict is why an image must stay.
+type conflict struct {
+	used bool // by a container
+	err  error
+}
+
+// conflict tells why an image must stay. With force only what cannot be
+// forced counts; with names also that it has names.
+func (r *removal) conflict(e *entry, force, names bool) *conflict {
 	for _, c := range r.s.images {
 		if c.Parent == e.ID {
-			return fault.Conflict.Errorf("conflict: unable to delete %s (cannot be forced) - image has dependent child images", short(e.ID))
+			return &conflict{false, fault.Conflict.Errorf("conflict: unable to delete %s (cannot be forced) - image has dependent child images", short(e.ID))}
 		}
 	}
 	use, used := r.o.InUse(e.ID)
 	switch {
 	case used && use.Running:
-		return fault.Conflict.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", short(e.ID), shortC(use.Container))
-	case used && !r.o.Force:
-		return fault.Conflict.Errorf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", short(e.ID), shortC(use.Container))
+		return &conflict{true, fault.Conflict.Errorf("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", short(e.ID), shortC(use.Container))}
+	case force:
+		return nil
+	case names && len(r.s.refsOf(e.ID)) > 0:
+		return &conflict{false, fault.Conflict.Errorf("conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", short(e.ID))}
+	case used:
+		return &conflict{true, fault.Conflict.Errorf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", short(e.ID), shortC(use.Container))}
 	}
 	return nil
 }
 
-// image removes an image without names, its layers, and its untagged
-// parents. quiet keeps it when it is in use, without an error.
-func (r *removal) image(e *entry, quiet, parent bool) error {
-	if err := r.conflict(e); err != nil {
-		if quiet {
+// image removes an image with its names, its layers, and its untagged
+// parents. With quiet one that is in use stays, without an error.
+func (r *removal) image(e *entry, force, quiet bool) error {
+	if c := r.conflict(e, force, true); c != nil {
+		if quiet && (c.used || !r.dangling(e)) {
 			return nil
 		}
-		return err
+		return c.err
 	}
-	if parent && len(r.s.refsOf(e.ID)) > 0 {
-		return nil
+	if err := r.untagAll(e); err != nil {
+		return err
 	}
 	gone, err := r.s.drop(r.ctx, e)
 	r.out = append(r.out, Removed{Deleted: e.ID.String()})
@@ -187,11 +223,21 @@ func (r *removal) image(e *entry, quiet, parent bool) error {
 	if err != nil {
 		return err
 	}
-	r.s.o.Event("delete", e.ID, e.ID.String())
+	r.s.event("delete", e.ID.String(), e.ID.String(), nil)
 	if p := r.s.images[e.Parent]; p != nil && !r.o.NoPrune {
-		return r.image(p, true, true)
+		return r.image(p, false, true)
 	}
 	return nil
+}
+
+// dangling tells whether an image has neither names nor children.
+func (r *removal) dangling(e *entry) bool {
+	for _, c := range r.s.images {
+		if c.Parent == e.ID {
+			return false
+		}
+	}
+	return len(r.s.refsOf(e.ID)) == 0
 }
 
 // drop forgets an image and frees the layers that nothing else needs. s.mu
@@ -299,7 +345,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Removed, f
 				continue
 			}
 		}
-		names := i.RepoTags
+		names := slices.Concat(i.RepoTags, i.Digests)
 		if len(names) == 0 {
 			names = []string{i.ID.String()}
 		}

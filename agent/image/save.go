@@ -38,7 +38,7 @@ func (s *Store) Save(ctx context.Context, names []string, w io.Writer) error {
 		return fmt.Errorf("save: %w", err)
 	}
 	for _, p := range list {
-		s.o.Event("save", p.e.ID, p.e.ID.String())
+		s.happened("save", p.e)
 	}
 	return nil
 }

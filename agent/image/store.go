@@ -55,14 +55,13 @@ type Blobs interface {
 
 // Options are all that a store needs.
 type Options struct {
-	Root   string // folder of the records, made when absent
-	Layers Layers
-	Blobs  Blobs
-	Source Registry // nil: pull and push are refused
-	Log    *slog.Logger
-	// Event, when set, is told what happened: "pull", "push", "tag", "untag",
-	// "delete", "import", "load", "save", "create".
-	Event func(action string, id digest.Digest, name string)
+	Root    string // folder of the records, made when absent
+	Layers  Layers
+	Blobs   Blobs
+	Source  Registry // nil: pull and push are refused
+	Log     *slog.Logger
+	Event   func(Event) // when set, is told what happened; it must not block
+	Version string      // of the engine, for the record of new images
 	// Parallel bounds the layers that are pulled or pushed at once; 0 is 3.
 	Parallel int
 }
@@ -199,27 +198,6 @@ func mergeSources(a, b []source) []source {
 		}
 	}
 	return out
-}
-
-// setRef points a name at an image, durably.
-func (s *Store) setRef(n reference.Named, id digest.Digest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.images[id]
-	if e == nil {
-		return fault.NotFound.Errorf("No such image: %s", id)
-	}
-	if s.byRef[n.String()] == id {
-		return nil
-	}
-	if err := s.refs.Put(refKey(n.String()), refRecord{n.String(), id}); err != nil {
-		return err
-	}
-	s.byRef[n.String()] = id
-	if _, ok := n.(reference.Digested); !ok {
-		e.Tagged = time.Now().UTC()
-	}
-	return nil
 }
 
 // delRef forgets a name. s.mu is held.
@@ -375,27 +353,6 @@ func (s *Store) List(ctx context.Context) ([]Summary, error) {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(a.ID, b.ID))
 	})
 	return out, nil
-}
-
-// Tag gives an image another name, which is taken from whatever has it.
-// Invalid for a name with a digest.
-func (s *Store) Tag(ctx context.Context, ref, name string) error {
-	n, err := oci.ParseRef(name)
-	if err != nil {
-		return err
-	}
-	if _, ok := n.(reference.Digested); ok {
-		return fault.Invalid.Errorf("refusing to create a tag with a digest reference")
-	}
-	img, err := s.Get(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if err := s.setRef(n, img.ID); err != nil {
-		return fmt.Errorf("tag %s: %w", img.ID, err)
-	}
-	s.o.Event("tag", img.ID, oci.Familiar(n))
-	return nil
 }
 
 // encode marshals without escaping of <, > and &: configurations are read by

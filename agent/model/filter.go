@@ -56,6 +56,21 @@ func (f Filters) Check(known ...string) error {
 	return nil
 }
 
+// Bool reads a filter that is true or false: "1", "true", "0" or "false".
+// Invalid for anything else and for both.
+func (f Filters) Bool(key string, otherwise bool) (bool, error) {
+	v, ok := f[key]
+	if !ok {
+		return otherwise, nil
+	}
+	yes := slices.Contains(v, "1") || slices.Contains(v, "true")
+	no := slices.Contains(v, "0") || slices.Contains(v, "false")
+	if yes == no {
+		return otherwise, fault.Invalid.Errorf("invalid filter '%s=%s'", key, v)
+	}
+	return yes, nil
+}
+
 // Any reports whether one of key's values fits, or there is none to fit.
 func (f Filters) Any(key string, fits func(value string) bool) bool {
 	return len(f[key]) == 0 || slices.ContainsFunc(f[key], fits)

@@ -55,6 +55,7 @@ type ProgressEvent struct {
 	Current, Total int64  // bytes; Total 0 is unknown
 	Aux            any    // machine-readable result
 	Stream         string // raw text instead of a status
+	Plain          bool   // ID is no layer that comes along
 }
 
 // Nothing is a Progress that drops all.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -335,7 +336,7 @@ func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, id
 		}
 		defer drain(resp)
 		if resp.StatusCode/100 != 2 {
-			return apiError(resp, "")
+			return refusedLogin(resp)
 		}
 		return nil
 	})
@@ -343,4 +344,17 @@ func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, id
 		return "", "", err
 	}
 	return "Login Succeeded", identityToken, nil
+}
+
+// refusedLogin has Docker's words for what the registry itself, not a token
+// server, answered.
+func refusedLogin(resp *http.Response) error {
+	text := fmt.Sprintf("login attempt to %s failed with status: %s", resp.Request.URL.Redacted(), resp.Status)
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden:
+		return fault.Unauthorized.Errorf("%s", text)
+	case resp.StatusCode >= 500:
+		return fault.Unavailable.Errorf("%s", text)
+	}
+	return fault.Invalid.Errorf("%s", text)
 }

@@ -47,7 +47,7 @@ func apiError(resp *http.Response, what string) error {
 		}
 	}
 	if text == "" {
-		text = "unexpected status " + resp.Status
+		text = "received unexpected HTTP status: " + resp.Status
 	}
 	text = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/distribution/reference"
+
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
@@ -67,7 +69,7 @@ func (c *Client) tagPage(ctx context.Context, e endpoint, r repo, at *url.URL, a
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, nil, apiError(resp, "repository "+r.path)
+		return nil, nil, apiError(resp, "repository "+reference.FamiliarName(r.Named))
 	}
 	b, err := oci.ReadLimited(resp.Body, oci.MaxManifest)
 	if err != nil {

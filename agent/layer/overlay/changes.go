@@ -243,6 +243,8 @@ func (z *sizer) dir(fd, depth int) error {
 				z.seen[key] = true
 			}
 			z.n += st.Size
+		case unix.S_IFLNK:
+			z.n += st.Size
 		case unix.S_IFDIR:
 			sub, err := openDir(fd, n)
 			if err != nil {
