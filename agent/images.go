@@ -18,6 +18,7 @@ import (
 
 	"machine/agent/api"
 	"machine/agent/image"
+	"machine/agent/layer/overlay"
 	"machine/agent/oci"
 	"machine/agent/registry"
 )
@@ -26,6 +27,23 @@ import (
 type imageStore struct {
 	*image.Store
 	a *Agent
+}
+
+// containerLayers are the layers of containers.
+type containerLayers struct {
+	*overlay.Store
+	images *image.Store
+}
+
+// Remove removes a container's layer, and those of its image that stayed for
+// it alone. Safe to repeat.
+func (l containerLayers) Remove(ctx context.Context, id string) error {
+	parent := l.Parent(id)
+	if err := l.Store.Remove(ctx, id); err != nil {
+		return err
+	}
+	l.images.Free(ctx, parent)
+	return nil
 }
 
 // Count is the number of images.

@@ -49,7 +49,7 @@ func TestLoginPassword(t *testing.T) {
 	e.Run("tag", "busybox", name)
 	e.Fails(1, "no basic auth credentials", "push", name)
 	e.Fails(1, "pull access denied for "+reg+"/my/box, repository does not exist or may require 'docker login'", "pull", name)
-	e.Fails(1, "unauthorized: authentication required", "login", "-u", "me", "-p", "wrong", reg)
+	e.Fails(1, "login attempt to http://"+reg+"/v2/ failed with status: 401 Unauthorized", "login", "-u", "me", "-p", "wrong", reg)
 	engine.Contains(t, "login", e.Input("secret", "login", "-u", "me", "--password-stdin", reg), "Login Succeeded")
 	engine.Contains(t, "again, by what is kept", e.Run("login", reg), "Login Succeeded")
 	e.Run("push", name)
@@ -61,7 +61,7 @@ func TestLoginPassword(t *testing.T) {
 	e.Run("rmi", name)
 	e.Fails(1, "pull access denied", "pull", name)
 	e.Fails(125, "pull access denied", "run", "--rm", name, "true")
-	if code, body := e.Do("POST", "/v1.51/auth", `{"username":"me","password":"wrong","serveraddress":"http://`+reg+`"}`); code != 401 || !strings.Contains(body, "unauthorized") {
+	if code, body := e.Do("POST", "/v1.51/auth", `{"username":"me","password":"wrong","serveraddress":"http://`+reg+`"}`); code != 401 || !strings.Contains(body, "401 Unauthorized") {
 		t.Errorf("auth: %d %s", code, body)
 	}
 	stop()

@@ -68,7 +68,7 @@ func (d *distributionAPI) auth(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, apiregistry.AuthResponse{Status: status, IdentityToken: token})
+	return writeJSON(w, http.StatusOK, map[string]string{"Status": status, "IdentityToken": token})
 }
 
 func (d *distributionAPI) search(w http.ResponseWriter, r *request) error {
@@ -99,9 +99,17 @@ func (d *distributionAPI) search(w http.ResponseWriter, r *request) error {
 			return fault.Invalid.Errorf("invalid filter 'stars=%s'", s)
 		}
 	}
+	official, err := f.Bool("is-official", false)
+	if err != nil {
+		return err
+	}
+	automated, err := f.Bool("is-automated", false)
+	if err != nil {
+		return err
+	}
 	out := []registry.Found{}
 	for _, x := range list {
-		if x.StarCount < stars || len(f["is-official"]) > 0 && x.IsOfficial != model.Truth(f["is-official"][0]) || len(f["is-automated"]) > 0 && model.Truth(f["is-automated"][0]) {
+		if x.StarCount < stars || len(f["is-official"]) > 0 && x.IsOfficial != official || automated { // a flag that no registry sets any more
 			continue
 		}
 		out = append(out, x)

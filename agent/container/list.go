@@ -44,6 +44,7 @@ func (m *Manager) List(ctx context.Context, o ListOptions) ([]*container.Summary
 			continue
 		}
 		s := m.summary(r, now)
+		s.Image = m.imageName(ctx, r)
 		if o.Size {
 			s.SizeRw, s.SizeRootFs = m.sizes(ctx, r)
 		}
@@ -53,6 +54,19 @@ func (m *Manager) List(ctx context.Context, o ListOptions) ([]*container.Summary
 		}
 	}
 	return out, nil
+}
+
+// imageName is the name that a container was made by while it still stands
+// for the same image, and else that image's id.
+func (m *Manager) imageName(ctx context.Context, r *Record) string {
+	name, id := r.Config.Image, string(r.ImageID)
+	if name == id || id == "" {
+		return name
+	}
+	if img, err := m.o.Images.Get(ctx, name); err == nil && string(img.ID) == id {
+		return name
+	}
+	return id
 }
 
 // sizes are what the container wrote, and that with its image.

@@ -285,6 +285,44 @@ func (s *Store) needed() map[digest.Digest]bool {
 	return out
 }
 
+// Free frees a layer, and those below it, that no image needs any more: what
+// a container kept of an image that was removed before it. Safe to repeat.
+func (s *Store) Free(ctx context.Context, chain digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for chain != "" && !s.needs(chain) {
+		l, err := s.o.Layers.Get(chain)
+		if err != nil {
+			return
+		}
+		if err := s.o.Layers.Release(ctx, chain); err != nil {
+			if !fault.Is(err, fault.Conflict) { // another container's
+				s.o.Log.Warn("free unused layer", "chain", chain, "err", err)
+			}
+			return
+		}
+		chain = l.Parent
+	}
+}
+
+// needs tells of one chain what needed tells of all. s.mu is held.
+func (s *Store) needs(chain digest.Digest) bool {
+	if s.leases[chain] > 0 {
+		return true
+	}
+	for _, e := range s.images {
+		if slices.Contains(e.chains, chain) {
+			return true
+		}
+	}
+	for _, chains := range s.aside {
+		if chains == nil || slices.Contains(chains, chain) {
+			return true
+		}
+	}
+	return false
+}
+
 // gc frees layers that no image needs; none while there is an image set aside
 // of which nobody knows what it needs. It returns their bytes.
 func (s *Store) gc(ctx context.Context) (freed int64) {

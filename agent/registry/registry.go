@@ -259,7 +259,8 @@ func later(resp *http.Response, err error, try int) (time.Duration, bool) {
 
 // notTLS tells of an error whether it is a server's that speaks plain HTTP.
 func notTLS(err error) bool {
-	return strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
+	var rec tls.RecordHeaderError
+	return errors.As(err, &rec) || strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
 }
 
 func drain(resp *http.Response) {

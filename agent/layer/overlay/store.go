@@ -365,6 +365,14 @@ func (s *Store) Containers() []string {
 	return ids
 }
 
+// Parent gives the chain that a container's layer stands on; empty when there
+// is no such container, or nothing below it.
+func (s *Store) Parent(id string) digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.containers[id]
+}
+
 // Remove removes a container's layer.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	s.mu.Lock()
@@ -402,7 +410,7 @@ func (s *Store) GraphDriver(id string) (map[string]string, error) {
 func (s *Store) ImageDriver(chain digest.Digest) map[string]string {
 	dirs, err := s.diffs(chain)
 	if err != nil || len(dirs) == 0 {
-		return map[string]string{}
+		return nil
 	}
 	top := filepath.Dir(dirs[0])
 	out := map[string]string{"UpperDir": dirs[0], "WorkDir": filepath.Join(top, "work"), "MergedDir": filepath.Join(top, "merged")}
