@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"machine/agent/api"
+	"machine/agent/apparmor"
 	"machine/agent/blob"
 	"machine/agent/container"
 	eventfeed "machine/agent/events"
@@ -35,10 +36,14 @@ import (
 	"machine/agent/network/firewall"
 	"machine/agent/network/host"
 	"machine/agent/network/ipam"
+	"machine/agent/network/ipvlan"
+	"machine/agent/network/link"
+	"machine/agent/network/macvlan"
 	"machine/agent/network/null"
 	"machine/agent/registry"
 	"machine/agent/shim"
 	"machine/agent/state"
+	"machine/agent/subid"
 	"machine/agent/volume"
 )
 
@@ -187,7 +192,7 @@ func (a *Agent) openNetworks(ctx context.Context) (err error) {
 	}
 	a.networks, err = network.Open(ctx, network.Options{
 		Root: filepath.Join(a.c.DataRoot, "network"), ExecRoot: a.c.ExecRoot, Log: a.log, Publish: a.networkEvent,
-		Drivers: append([]network.Driver{bridge.New(fw), &host.Driver{}, &null.Driver{}}, moreDrivers()...),
+		Drivers: []network.Driver{bridge.New(fw), &host.Driver{}, &null.Driver{}, &macvlan.Driver{}, ipvlan.New()},
 		Bridge: network.BridgeOptions{
 			Disabled: b.Name == "none", Name: b.Name, BIP: b.BIP, FixedCIDR: b.FixedCIDR, MTU: b.MTU, NoICC: !b.ICC,
 			NoIPMasq: !b.IPMasq, DefaultBindIP: bind, DefaultGW: gw,
@@ -199,7 +204,7 @@ func (a *Agent) openNetworks(ctx context.Context) (err error) {
 
 func (a *Agent) openContainers(ctx context.Context) (err error) {
 	c := a.c
-	a.armor = thisHost().setUp(ctx, c.ExecRoot, a.log)
+	a.armor.Kernel, a.armor.Default = apparmor.SetUp(ctx, c.ExecRoot, a.log)
 	a.tasks, err = shim.New(shim.Options{Root: filepath.Join(c.ExecRoot, "tasks"), CgroupParent: c.CgroupParent, Log: a.log, Remapped: a.remap != nil})
 	if err != nil {
 		return err
@@ -367,4 +372,24 @@ func (a *Agent) networkEvent(action, id, name, driver, containerID string) {
 		attrs["container"] = containerID
 	}
 	a.events.Publish(events.NetworkEventType, events.Action(action), id, attrs)
+}
+
+// remapIDs settles --userns-remap before anything uses it, and refuses it where
+// layers cannot be mounted so.
+func (a *Agent) remapIDs() error {
+	m, err := subid.Find(a.c.UsernsRemap)
+	if m == nil || err != nil {
+		return err
+	}
+	ns, err := link.MakeUserNS(m)
+	if err != nil {
+		return fmt.Errorf("userns-remap: %w", err)
+	}
+	defer ns.Close()
+	if err := a.layers.CanMap(ns, m); err != nil {
+		return fmt.Errorf("userns-remap: %w", err)
+	}
+	a.remap = m
+	a.log.Info("containers run in user namespaces", "uid", m.UID, "gid", m.GID, "size", m.Size)
+	return nil
 }

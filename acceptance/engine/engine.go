@@ -288,6 +288,10 @@ func (e *Engine) Log() string {
 	return string(b)
 }
 
+// AgentSocket is the agent's own socket. What goes there is not checked
+// against the API's description: it is for hostile requests and for figures.
+func (e *Engine) AgentSocket() string { return e.agentSocket }
+
 // Docker makes a command of the real docker client.
 func (e *Engine) Docker(args ...string) *exec.Cmd {
 	c := exec.Command("docker", append([]string{"-H", "unix://" + e.Socket}, args...)...)

@@ -313,7 +313,7 @@ func noSecrets(err error) error {
 	return err
 }
 
-// Login checks credentials at a registry; serverAddress may be empty for
+// Login checks credentials at a registry; their ServerAddress may be empty for
 // Docker Hub. Unauthorized when they are refused. The identity token is empty
 // unless the registry gave one.
 func (c *Client) Login(ctx context.Context, auth model.RegistryAuth) (status, identityToken string, err error) {

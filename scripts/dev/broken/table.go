@@ -130,7 +130,7 @@ var table = []row{
 		acceptance, "^TestS19DataRoot$"},
 	{"S20", "copies resolve paths in the host's root", []edit{{"agent/archive/at.go", "const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS", "const inRoot = unix.RESOLVE_NO_MAGICLINKS"}},
 		acceptance, "^TestS20CopySymlinkSwap$"},
-	{"S20", "a directory's mode is set by name", []edit{{"agent/archive/at.go", "if fd, err := openAt(parent, path.Base(name), unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {",
+	{"S20", "a directory's mode is set by name", []edit{{"agent/archive/at.go", "if fd, err := openAt(parent, path.Base(name), unix.O_PATH|unix.O_DIRECTORY); err == nil {",
 		"if fd, err := unix.Openat(parent, path.Base(name), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {"}},
 		archive, "^TestS20CopySymlinkSwap$"},
 	{"S20", "a container's passwd may be a link to the host's", []edit{{"agent/container/owner.go", "Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}", "Resolve: unix.RESOLVE_NO_MAGICLINKS}"}},
@@ -161,6 +161,6 @@ var table = []row{
 		registry, "^TestS32RealmElsewhere$"},
 	{"S33", "credentials can be printed", []edit{{"agent/model/image.go", "func (RegistryAuth) GoString() string { return \"[redacted]\" }", "func (a RegistryAuth) GoString() string { return a.Password }"}},
 		registry, "^TestS33Secrets$"},
-	{"S34", "certificates are not checked", []edit{{"agent/registry/registry.go", "conf.InsecureSkipVerify = e.insecure", "conf.InsecureSkipVerify = true"}},
+	{"S34", "certificates are not checked", []edit{{"agent/registry/transport.go", "conf.InsecureSkipVerify = e.insecure", "conf.InsecureSkipVerify = true"}},
 		registry, "^TestS34BadCertificate$"},
 }

@@ -1,4 +1,6 @@
-package agent
+// Package subid finds the ids of the host that containers get with
+// --userns-remap, and gives them to the user of that name where it has none.
+package subid
 
 import (
 	"bufio"
@@ -12,22 +14,21 @@ import (
 
 	"machine/agent/fault"
 	"machine/agent/model"
-	"machine/agent/network/link"
 )
 
 // remapUser is the user of --userns-remap=default, as dockerd names it.
 const remapUser = "dockremap"
 
-// findRemap turns --userns-remap into a map: "default", user, uid, each with
-// :group or :gid. The ranges are those of /etc/subuid and /etc/subgid
+// Find turns --userns-remap into a map: "default", user, uid, each with :group
+// or :gid; nil for "". The ranges are those of /etc/subuid and /etc/subgid
 // (subuid(5)). A default user that has none is made, as dockerd does.
-func findRemap(s string) (*model.IDMap, error) {
+func Find(s string) (*model.IDMap, error) {
 	if s == "" {
 		return nil, nil
 	}
 	user, group, _ := strings.Cut(s, ":")
 	if user == "default" {
-		if err := makeRemapUser(); err != nil {
+		if err := makeUser(); err != nil {
 			return nil, fmt.Errorf("userns-remap: make the user %s: %w", remapUser, err)
 		}
 		user = remapUser
@@ -94,10 +95,10 @@ func subordinate(file, name, id string) (start, size uint32, err error) {
 	return 0, 0, fault.Invalid.Errorf("userns-remap: %s has no range for %s: add a line like %s:100000:65536", file, name, name)
 }
 
-// makeRemapUser makes the user with the host's own tool, unless it is there,
+// makeUser makes the user with the host's own tool, unless it is there,
 // and gives it ranges behind all others, unless it has some. It is done once in
 // a host's life.
-func makeRemapUser() error {
+func makeUser() error {
 	if _, _, err := lookUp("/etc/passwd", remapUser); err != nil {
 		args := []string{"useradd", "--system", "--user-group", "--no-create-home", "--shell", "/bin/false", remapUser}
 		if _, err := exec.LookPath(args[0]); err != nil {
@@ -143,29 +144,15 @@ func addRange(file, name string) error {
 	if next+1<<16 > 1<<32-1 {
 		return fault.Unavailable.Errorf("%s has no room for 65536 more ids", file)
 	}
+	line := fmt.Sprintf("%s:%d:65536\n", name, next)
 	if len(b) > 0 && b[len(b)-1] != '\n' {
-		b = append(b, '\n')
+		line = "\n" + line
 	}
-	b = fmt.Appendf(b, "%s:%d:65536\n", name, next)
-	return os.WriteFile(file, b, 0o644)
-}
-
-// remapIDs settles --userns-remap before anything uses it, and refuses it where
-// layers cannot be mounted so.
-func (a *Agent) remapIDs() error {
-	m, err := findRemap(a.c.UsernsRemap)
-	if m == nil || err != nil {
+	// Added behind the others', which no crash may cost.
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
 		return err
 	}
-	ns, err := link.MakeUserNS(m)
-	if err != nil {
-		return fmt.Errorf("userns-remap: %w", err)
-	}
-	defer ns.Close()
-	if err := a.layers.CanMap(ns, m); err != nil {
-		return fmt.Errorf("userns-remap: %w", err)
-	}
-	a.remap = m
-	a.log.Info("containers run in user namespaces", "uid", m.UID, "gid", m.GID, "size", m.Size)
-	return nil
+	_, err = f.WriteString(line)
+	return errors.Join(err, f.Close())
 }

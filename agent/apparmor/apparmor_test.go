@@ -1,4 +1,4 @@
-package agent
+package apparmor
 
 import (
 	"context"
@@ -75,13 +75,13 @@ func TestS13Profile(t *testing.T) {
 		return p
 	}
 	loads := filepath.Join(dir, "loads")
-	h := armorHost{enabled: file("enabled", "N\n", 0o600), profiles: file("profiles", "docker-default-more (enforce)\n", 0o600), current: dir, macros: dir,
+	h := host{enabled: file("enabled", "N\n", 0o600), profiles: file("profiles", "docker-default-more (enforce)\n", 0o600), current: dir, macros: dir,
 		parser: file("parser", "#!/bin/sh\necho x >>"+loads+"\ngrep -q '^profile docker-default ' $3 && echo 'docker-default (enforce)' >>"+dir+"/profiles\n", 0o700)}
 	var log strings.Builder
 	start := func() string {
-		a := h.setUp(context.Background(), dir, slog.New(slog.NewTextHandler(&log, nil)))
+		kernel, loaded := h.setUp(context.Background(), dir, slog.New(slog.NewTextHandler(&log, nil)))
 		n, _ := os.ReadFile(loads)
-		return map[bool]string{true: "kernel ", false: ""}[a.Kernel] + map[bool]string{true: "default ", false: ""}[a.Default] + strings.Repeat("load ", len(n)/2)
+		return map[bool]string{true: "kernel ", false: ""}[kernel] + map[bool]string{true: "default ", false: ""}[loaded] + strings.Repeat("load ", len(n)/2)
 	}
 	if got := start(); got != "" {
 		t.Errorf("no AppArmor: %s", got)

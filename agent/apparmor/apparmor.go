@@ -1,4 +1,6 @@
-package agent
+// Package apparmor loads the profile that confines containers, docker-default,
+// into a kernel that has AppArmor.
+package apparmor
 
 import (
 	"bytes"
@@ -10,16 +12,14 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"machine/agent/container"
 )
 
 // defaultProfile is the name that Docker's users know.
 const defaultProfile = "docker-default"
 
-// An armorHost is where AppArmor is found: its files in the kernel, its
-// macros, its compiler.
-type armorHost struct {
+// A host is where AppArmor is found: its files in the kernel, its macros, its
+// compiler.
+type host struct {
 	enabled  string // Y when the kernel enforces profiles
 	profiles string // those that are loaded, a line each
 	current  string // our own
@@ -27,36 +27,36 @@ type armorHost struct {
 	parser   string // apparmor_parser(8)
 }
 
-func thisHost() armorHost {
-	return armorHost{
+// SetUp sees to it that the default profile is loaded, where the kernel has
+// AppArmor, and tells of both. A profile that is there stays as it is, whoever
+// loaded it. Safe to repeat: containers that run are confined by it on and on.
+// dir takes the profile's text. What cannot be done is told in the log;
+// containers are unconfined then, and it shows in inspect.
+func SetUp(ctx context.Context, dir string, log *slog.Logger) (kernel, loaded bool) {
+	h := host{
 		enabled: "/sys/module/apparmor/parameters/enabled", profiles: "/sys/kernel/security/apparmor/profiles",
 		current: "/proc/self/attr/current", macros: "/etc/apparmor.d", parser: "apparmor_parser",
 	}
+	return h.setUp(ctx, dir, log)
 }
 
-// setUp sees to it that the default profile is loaded, where the kernel has
-// AppArmor. One that is there stays as it is, whoever loaded it. Safe to
-// repeat: containers that run are confined by it on and on. What cannot be done
-// is told in the log; containers are unconfined then, and it shows in inspect.
-func (h armorHost) setUp(ctx context.Context, dir string, log *slog.Logger) container.AppArmor {
+func (h host) setUp(ctx context.Context, dir string, log *slog.Logger) (kernel, loaded bool) {
 	on, _ := os.ReadFile(h.enabled)
 	if !strings.HasPrefix(string(on), "Y") {
-		return container.AppArmor{}
+		return false, false
 	}
-	have := container.AppArmor{Kernel: true, Default: h.loaded(defaultProfile)}
-	if have.Default {
-		return have
+	if h.loaded(defaultProfile) {
+		return true, true
 	}
 	if err := h.load(ctx, filepath.Join(dir, "apparmor-"+defaultProfile)); err != nil {
 		log.Warn("containers are not confined by AppArmor: install apparmor_parser (package apparmor) and start the agent again", "error", err)
-		return have
+		return true, false
 	}
-	have.Default = true
-	return have
+	return true, true
 }
 
 // loaded tells whether the kernel has a profile.
-func (h armorHost) loaded(name string) bool {
+func (h host) loaded(name string) bool {
 	list, _ := os.ReadFile(h.profiles)
 	for line := range bytes.Lines(list) {
 		if bytes.HasPrefix(line, []byte(name+" ")) {
@@ -67,7 +67,7 @@ func (h armorHost) loaded(name string) bool {
 }
 
 // load writes the default profile to file and has it compiled and loaded.
-func (h armorHost) load(ctx context.Context, file string) error {
+func (h host) load(ctx context.Context, file string) error {
 	parser, err := exec.LookPath(h.parser)
 	if err != nil {
 		return err
