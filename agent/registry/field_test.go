@@ -364,3 +364,55 @@ func TestIdentityToken(t *testing.T) {
 func pemOf(r *registrytest.Registry) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.Certificate().Raw})
 }
+
+// TestMirrorAway: a mirror that does not answer is waited for once in a while,
+// not by each request; when nothing else answers either, it is asked again.
+func TestMirrorAway(t *testing.T) {
+	c := client(t, Options{Mirrors: []string{"http://127.0.0.1:1", "http://127.0.0.1:2/path"}})
+	var asked []string
+	r, err := parse("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(up string) error {
+		asked = nil
+		return c.each(bg, r, false, func(e endpoint) error {
+			asked = append(asked, e.base.Host)
+			if e.base.Host != up {
+				return fault.Unavailable.Errorf("%s is away", e.base.Host)
+			}
+			return nil
+		})
+	}
+	for _, step := range []struct{ up, want string }{
+		{hubEndpoint, "127.0.0.1:1 127.0.0.1:2 " + hubEndpoint}, {hubEndpoint, hubEndpoint}, {"127.0.0.1:2", hubEndpoint + " 127.0.0.1:1 127.0.0.1:2"},
+	} {
+		if err := ask(step.up); err != nil || strings.Join(asked, " ") != step.want {
+			t.Errorf("%s is there: asked %v, %v; want %s", step.up, asked, err, step.want)
+		}
+	}
+	if err := ask("nobody"); err == nil || !strings.Contains(err.Error(), hubEndpoint) {
+		t.Errorf("nobody: %v", err)
+	}
+}
+
+// TestPlainBecomesTLS: an insecure registry that was plain and has TLS now is
+// found again, and one with TLS that is out of order is not asked in plain.
+func TestPlainBecomesTLS(t *testing.T) {
+	r := registrytest.New(t, true)
+	r.Image(t, "x", "1", []byte("l"))
+	c := client(t, Options{})
+	c.plain[r.Host] = true
+	c.Manifest(bg, r.Host+"/x:1", anonymous)
+	if _, _, err := c.Manifest(bg, r.Host+"/x:1", anonymous); err != nil {
+		t.Error(err)
+	}
+	r.SetFault(func(w http.ResponseWriter, q *http.Request) bool {
+		w.Header().Set("Retry-After", "0")
+		w.WriteHeader(http.StatusBadGateway)
+		return true
+	})
+	if _, _, err := c.Manifest(bg, r.Host+"/x:1", anonymous); err == nil || !strings.Contains(err.Error(), "502 Bad Gateway") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -70,12 +70,12 @@ func apiError(resp *http.Response, what string) error {
 		}
 		return fault.NotFound.Errorf("%s", text)
 	case http.StatusTooManyRequests:
-		return fault.Unavailable.Errorf("%s", begin("toomanyrequests: "))
+		return fault.Unavailable.Errorf("%s%w", begin("toomanyrequests: "), answered{})
 	}
 	if resp.StatusCode >= 500 {
-		return fault.Unavailable.Errorf("registry %s: %s", resp.Request.URL.Host, text)
+		return fault.Unavailable.Errorf("registry %s: %s%w", resp.Request.URL.Host, text, answered{})
 	}
-	return fault.Invalid.Errorf("registry %s: %s", resp.Request.URL.Host, text)
+	return fault.Invalid.Errorf("registry %s: %s%w", resp.Request.URL.Host, text, answered{})
 }
 
 func pullScope(r repo) string { return "repository:" + r.path + ":pull" }

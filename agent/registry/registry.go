@@ -50,6 +50,7 @@ type Client struct {
 	mu    sync.Mutex
 	hosts map[string]*http.Client // by host and whether certificates are checked
 	certs map[string]string       // what certificates the client of a host was made with
+	away  map[string]time.Time    // mirrors, and when they did not answer
 	plain map[string]bool         // insecure hosts that were found to speak HTTP
 	token map[string]token
 }
@@ -77,7 +78,7 @@ func New(o Options) (*Client, error) {
 	if o.Proxy == nil {
 		o.Proxy = http.ProxyFromEnvironment
 	}
-	c := &Client{o: o, names: map[string]bool{"localhost": true}, hosts: map[string]*http.Client{}, certs: map[string]string{}, plain: map[string]bool{}, token: map[string]token{},
+	c := &Client{o: o, names: map[string]bool{"localhost": true}, hosts: map[string]*http.Client{}, certs: map[string]string{}, away: map[string]time.Time{}, plain: map[string]bool{}, token: map[string]token{},
 		insecure: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
 	for _, i := range o.Insecure {
 		if p, err := netip.ParsePrefix(i); err == nil {
@@ -145,13 +146,20 @@ type endpoint struct {
 func (c *Client) endpoints(ctx context.Context, domain string, push bool) []endpoint {
 	var list []endpoint
 	if domain == hubDomain {
+		var away []endpoint // asked last: each of a pull's requests would wait for them
 		for _, m := range c.o.Mirrors {
 			u, err := url.Parse(strings.TrimRight(m, "/"))
-			if err == nil && !push {
-				list = append(list, endpoint{base: u, insecure: u.Scheme == "http" || c.IsInsecure(ctx, u.Host), mirror: true})
+			if err != nil || push {
+				continue
+			}
+			e := endpoint{base: u, insecure: u.Scheme == "http" || c.IsInsecure(ctx, u.Host), mirror: true}
+			if c.isAway(e) {
+				away = append(away, e)
+			} else {
+				list = append(list, e)
 			}
 		}
-		return append(list, endpoint{base: &url.URL{Scheme: "https", Host: hubEndpoint}})
+		return append(append(list, endpoint{base: &url.URL{Scheme: "https", Host: hubEndpoint}}), away...)
 	}
 	https := endpoint{base: &url.URL{Scheme: "https", Host: domain}}
 	if !c.IsInsecure(ctx, domain) {
@@ -327,7 +335,7 @@ func parse(ref string) (repo, error) {
 func (c *Client) each(ctx context.Context, r repo, push bool, f func(endpoint) error) error {
 	list := c.endpoints(ctx, r.domain, push)
 	var first error
-	for i, e := range list {
+	for _, e := range list {
 		err := f(e)
 		if err == nil {
 			if e.insecure && e.base.Scheme == "http" && !e.mirror {
@@ -341,18 +349,46 @@ func (c *Client) each(ctx context.Context, r repo, push bool, f func(endpoint) e
 			return ctx.Err()
 		}
 		if e.mirror {
+			c.missed(e, err)
 			c.o.Log.Warn("registry mirror passed over", "mirror", e.base.Redacted(), "image", r.String(), "err", err)
 			continue
 		}
 		if first == nil || notTLS(first) { // what is said in plain HTTP tells more
 			first = err
 		}
-		if i+1 < len(list) && fault.KindOf(err) == fault.Unavailable { // https did not work: plain HTTP may
-			continue
+		if k := fault.KindOf(err); e.base.Scheme == "http" && (k == fault.Unavailable || k == fault.Invalid) { // it may speak TLS now
+			c.mu.Lock()
+			delete(c.plain, r.domain)
+			c.mu.Unlock()
 		}
-		if fault.KindOf(err) != fault.Unavailable {
+		// Plain HTTP may work where TLS does not, and a mirror that was away.
+		if fault.KindOf(err) != fault.Unavailable || errors.Is(err, answered{}) && r.domain != hubDomain {
 			return err
 		}
 	}
 	return first
 }
+
+// awayFor is how long a mirror that did not answer is asked last.
+const awayFor = time.Minute
+
+func (c *Client) isAway(e endpoint) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.away[e.base.String()]) < awayFor
+}
+
+// missed remembers a mirror that did not answer; one that has not what was
+// asked for is none.
+func (c *Client) missed(e endpoint, err error) {
+	if fault.Is(err, fault.Unavailable) {
+		c.mu.Lock()
+		c.away[e.base.String()] = time.Now()
+		c.mu.Unlock()
+	}
+}
+
+// answered is in errors that are a server's own answer.
+type answered struct{}
+
+func (answered) Error() string { return "" }
