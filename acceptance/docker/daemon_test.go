@@ -175,7 +175,7 @@ func debian(e *engine.Engine) (run func(...string) string, stop func()) {
 		return d.CombinedOutput()
 	}
 	stop = func() {
-		e.HostRun("sh", "-c", `kill $(cat $0/pid); while [ -e $0/pid ]; do sleep 0.05; done; umount $0; rmdir /sys/fs/cgroup/*/$1/debian /sys/fs/cgroup/$1/debian`, dir, filepath.Base(e.Dir))
+		e.HostRun("sh", "-c", `kill $(cat $0/pid); while [ -e $0/pid ]; do sleep 0.05; done; umount -l $0; rmdir /sys/fs/cgroup/*/$1/debian /sys/fs/cgroup/$1/debian`, dir, filepath.Base(e.Dir))
 		c.Wait()
 	}
 	e.Eventually("Debian's engine answers", func() bool {
