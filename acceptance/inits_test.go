@@ -1,14 +1,10 @@
 package acceptance
 
 import (
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"machine/acceptance/engine"
 	"machine/acceptance/hosts"
 )
 
@@ -26,36 +22,11 @@ func TestOpenRC(t *testing.T) {
 
 // An initHost is a host under test, with the clients that go there.
 type initHost struct {
-	*testing.T
+	*user
 	h       *hosts.Host
-	env     []string
 	service string
 	pid     string // of the container web
 }
-
-func (i *initHost) try(name string, args ...string) (string, error) {
-	c := exec.Command(name, args...)
-	c.Env = i.env
-	out, err := c.CombinedOutput()
-	return strings.TrimSpace(string(out)), err
-}
-
-func (i *initHost) must(name string, args ...string) string {
-	i.Helper()
-	out, err := i.try(name, args...)
-	if err != nil {
-		i.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return out
-}
-
-func (i *initHost) machine(args ...string) string {
-	i.Helper()
-	return i.must(engine.Binary(i, "machine"), args...)
-}
-
-// docker asks the engine of the host.
-func (i *initHost) docker(args ...string) string { i.Helper(); return i.must("docker", args...) }
 
 // rc lets the host's init system do something, and holds it to its exit code.
 func (i *initHost) rc(verb, code, says string) {
@@ -91,17 +62,10 @@ func (i *initHost) same(after string) {
 
 // newInitHost adopts a host, and starts a container there.
 func newInitHost(t *testing.T, o hosts.Options, service string) *initHost {
-	store := hosts.RealStore(t)
-	i := &initHost{T: t, h: hosts.New(t, hosts.Cgroups(), o), service: service, env: append(os.Environ(), "MACHINE_STORAGE_PATH="+store,
-		"DOCKER_CONFIG="+filepath.Join(store, "client"), "DOCKER_CLI_HINTS=false")}
+	i := &initHost{user: newUser(t), h: hosts.New(t, hosts.Cgroups(), o), service: service}
 	i.machine("create", "-d", "generic", "--generic-ip-address", i.h.IP, "--generic-ssh-key", i.h.Key, "web")
-	for line := range strings.Lines(i.machine("env", "--shell", "bash", "web")) {
-		if kv, ok := strings.CutPrefix(strings.TrimSpace(line), "export "); ok {
-			k, v, _ := strings.Cut(kv, "=")
-			i.env = append(i.env, k+"="+strings.Trim(v, `"`))
-		}
-	}
-	i.must("sh", "-c", filepath.Join(engine.Root(), "scripts", "busybox-image.sh")+" | docker import --change 'ENV PATH=/bin' - busybox")
+	i.use("web")
+	i.busybox()
 	i.docker("run", "-d", "--name", "web", "--restart", "always", "busybox", "sleep", "1000000")
 	i.pid = i.docker("inspect", "-f", "{{.State.Pid}}", "web")
 	return i

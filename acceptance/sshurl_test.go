@@ -20,84 +20,57 @@ const noClient = "rm -f /usr/local/bin/docker /usr/bin/docker /bin/docker\n"
 // "docker system dial-stdio", which the agent answers when no client is there.
 func TestDockerHostSSH(t *testing.T) {
 	hosts.Isolated(t)
-	store := hosts.RealStore(t)
-	env := append(os.Environ(), "MACHINE_STORAGE_PATH="+store, "DOCKER_CONFIG="+filepath.Join(store, "client"),
-		"PATH="+sshWith(t, store)+":"+os.Getenv("PATH"))
-	machine := func(args ...string) string { t.Helper(); return mustRun(t, env, engine.Binary(t, "machine"), args...) }
+	u := newUser(t)
+	u.env = append(u.env, "PATH="+sshWith(t, u.store)+":"+os.Getenv("PATH"))
 	bare := hosts.Cgroups()
 	bare.Setup += noClient
 	h := hosts.New(t, bare)
-	machine("create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
-	machine("create", "-d", "local", "dev")
-	t.Cleanup(func() { _, _ = runWith(env, engine.Binary(t, "machine"), "rm", "-f", "dev", "web") })
-	machine("ssh", "dev", strings.TrimSpace(noClient))
-	if got := machine("provision", "dev"); strings.Contains(got, "up to date") {
+	u.machine("create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
+	u.machine("create", "-d", "local", "dev")
+	t.Cleanup(func() { _, _ = u.try(engine.Binary(t, "machine"), "rm", "-f", "dev", "web") })
+	u.machine("ssh", "dev", strings.TrimSpace(noClient))
+	if got := u.machine("provision", "dev"); strings.Contains(got, "up to date") {
 		t.Errorf("provision leaves a host without dial-stdio: %s", got)
 	}
-	user := hosts.New(t, hosts.Cgroups(), hosts.Options{Setup: noClient}, hosts.Sudoer(t))
-	machine("create", "-d", "generic", "--generic-ip-address", user.IP, "--generic-ssh-user", user.User, "--generic-ssh-key", user.Key, "user")
-	userEnv := append(env, "SSH_TEST_KEY="+user.Key)
-	if got := mustRun(t, userEnv, "docker", "-H", "ssh://"+user.User+"@"+user.IP, "version", "-f", "{{.Server.Version}}"); got == "" {
+	sudoer := hosts.New(t, hosts.Cgroups(), hosts.Options{Setup: noClient}, hosts.Sudoer(t))
+	u.machine("create", "-d", "generic", "--generic-ip-address", sudoer.IP, "--generic-ssh-user", sudoer.User, "--generic-ssh-key", sudoer.Key, "user")
+	byKey := u.with("SSH_TEST_KEY=" + sudoer.Key)
+	if got := byKey.docker("-H", "ssh://"+sudoer.User+"@"+sudoer.IP, "version", "-f", "{{.Server.Version}}"); got == "" {
 		t.Error("a user with sudo gets no answer")
 	}
-	machine("rm", "-y", "user")
-	for name, key := range map[string]string{"web": h.Key, "dev": filepath.Join(store, "machines/dev/id_ed25519")} {
-		url := "ssh://root@" + machine("ip", name)
-		keyed := append(env, "SSH_TEST_KEY="+key)
-		bySSH(t, name, url, machine("version", name), keyed)
+	u.machine("rm", "-y", "user")
+	for name, key := range map[string]string{"web": h.Key, "dev": filepath.Join(u.store, "machines/dev/id_ed25519")} {
+		url := "ssh://root@" + u.machine("ip", name)
+		bySSH(u.with("SSH_TEST_KEY="+key, "DOCKER_HOST="+url), name, url, u.machine("version", name))
 	}
 	// A client that comes later is not hidden by the agent's stand-in.
 	h.Exec("printf '#!/bin/sh\necho client: $*\n' >/usr/bin/docker; chmod 755 /usr/bin/docker")
-	if got := machine("ssh", "web", "docker ps -a"); got != "client: ps -a" {
+	if got := u.machine("ssh", "web", "docker ps -a"); got != "client: ps -a" {
 		t.Errorf("docker on the host: %q", got)
 	}
 }
 
-// bySSH works with the engine at url, as the docker client does.
-func bySSH(t *testing.T, name, url, version string, keyed []string) {
-	t.Helper()
-	docker := func(args ...string) string {
-		t.Helper()
-		return mustRun(t, keyed, "docker", append([]string{"-H", url}, args...)...)
+// bySSH works with the engine at url, which is in u's environment.
+func bySSH(u *user, name, url, version string) {
+	u.Helper()
+	if got, want := u.docker("version", "-f", "{{.Server.Version}}"), version; got != want {
+		u.Errorf("%s: version %q, want %q", name, got, want)
 	}
-	if got, want := docker("version", "-f", "{{.Server.Version}}"), version; got != want {
-		t.Errorf("%s: version %q, want %q", name, got, want)
-	}
-	img := exec.Command("sh", "-c", filepath.Join(engine.Root(), "scripts", "busybox-image.sh")+" | docker -H "+url+" import --change 'ENV PATH=/bin' - busybox")
-	img.Env = keyed
-	if out, err := img.CombinedOutput(); err != nil {
-		t.Fatalf("%s: import: %v\n%s", name, err, out)
-	}
+	u.busybox()
 	// The connection's half-close has to reach the container's stdin.
-	c := exec.Command("docker", "-H", url, "run", "-i", "--rm", "--network", "none", "busybox", "wc", "-c")
-	c.Env, c.Stdin = keyed, strings.NewReader(strings.Repeat("x", 300_000))
+	c := exec.Command("docker", "run", "-i", "--rm", "--network", "none", "busybox", "wc", "-c")
+	c.Env, c.Stdin = u.env, strings.NewReader(strings.Repeat("x", 300_000))
 	if out, err := c.CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "300000" {
-		t.Errorf("%s: run -i: %v %q", name, err, out)
+		u.Errorf("%s: run -i: %v %q", name, err, out)
 	}
-	mustRun(t, keyed, "docker", "context", "create", "--docker", "host="+url, "by-ssh-"+name)
-	if got := mustRun(t, keyed, "docker", "--context", "by-ssh-"+name, "images", "-q"); got == "" {
-		t.Errorf("%s: the context shows no image", name)
+	u.docker("context", "create", "--docker", "host="+url, "by-ssh-"+name)
+	if got := u.with("DOCKER_HOST=").docker("--context", "by-ssh-"+name, "images", "-q"); got == "" {
+		u.Errorf("%s: the context shows no image", name)
 	}
-	out, err := runWith(keyed, "docker", "-H", url, "run", "--rm", "--network", "none", "busybox", "sh", "-c", "exit 7")
+	out, err := u.try("docker", "run", "--rm", "--network", "none", "busybox", "sh", "-c", "exit 7")
 	if e, ok := err.(*exec.ExitError); !ok || e.ExitCode() != 7 {
-		t.Errorf("%s: exit 7: %v %s", name, err, out)
+		u.Errorf("%s: exit 7: %v %s", name, err, out)
 	}
-}
-
-func runWith(env []string, name string, args ...string) (string, error) {
-	c := exec.Command(name, args...)
-	c.Env = env
-	out, err := c.CombinedOutput()
-	return strings.TrimSpace(string(out)), err
-}
-
-func mustRun(t *testing.T, env []string, name string, args ...string) string {
-	t.Helper()
-	out, err := runWith(env, name, args...)
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return out
 }
 
 // sshWith makes a folder with an ssh that takes the key of the environment:

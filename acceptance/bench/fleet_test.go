@@ -23,7 +23,7 @@ func BenchmarkFleet(b *testing.B) {
 	m := &machine{program: engine.Binary(b, "machine"), store: hosts.RealStore(b)}
 	var all []*hosts.Host
 	for range 20 {
-		all = append(all, hosts.New(b, hosts.Options{Setup: cgroups}))
+		all = append(all, hosts.New(b, hosts.Cgroups()))
 	}
 	check := func(what string, budget, took time.Duration, err error) {
 		b.Helper()

@@ -32,21 +32,13 @@ func machineRows(b *testing.B) []row {
 		}},
 		{"machine create -d generic, ms", "<= 3000", func(*side) (figure, error) {
 			return m.creates(3, func(int) []string {
-				h := hosts.New(b, hosts.Options{Setup: cgroups})
+				h := hosts.New(b, hosts.Cgroups())
 				return []string{"-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-user", h.User, "--generic-ssh-key", h.Key}
 			})
 		}},
 		{"machine ls, 400 machines, ms", "<= 500", func(*side) (figure, error) { return m.list(400) }},
 	}
 }
-
-// cgroups gives a host what an agent needs: the hierarchies of this computer.
-const cgroups = `mount -t tmpfs tmpfs /sys/fs/cgroup
-for c in $(cut -d: -f2 /proc/self/cgroup); do
-	case $c in name=*) continue ;; esac
-	mkdir /sys/fs/cgroup/$c
-	mount -t cgroup -o $c cgroup /sys/fs/cgroup/$c
-done`
 
 // A machine is the command line with a store of its own.
 type machine struct{ program, store string }
