@@ -14,31 +14,26 @@ import (
 )
 
 // TestF17Renewal: certificates that end soon are renewed by whatever command
-// talks to the machine; CA, client and server; the agent is not restarted.
-func TestF17Renewal(t *testing.T) {
-	hosts.Isolated(t)
-	t.Setenv("MACHINE_AGENT", hosts.FakeAgent(t, "fake-1"))
-	store := newStore(t)
-	h := hosts.New(t)
-	must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
-	pid := h.Exec("pgrep -x machine-agent -n")
-	dir := filepath.Join(store, "machines/web")
-	read := func(name string) []byte {
-		t.Helper()
-		data, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return data
+func content(t *testing.T, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	ca := certs.Pair{Cert: read(store + "/certs/ca.pem"), Key: read(store + "/certs/ca-key.pem")}
-	// As if all had been made 900 days ago.
+	return data
+}
+
+// age replaces all certificates of machine web, as if they had been made 900
+// days ago. It returns their authority.
+func age(t *testing.T, store, ip string) (oldCA certs.Pair) {
+	t.Helper()
+	ca := certs.Pair{Cert: content(t, store+"/certs/ca.pem"), Key: content(t, store+"/certs/ca-key.pem")}
 	past := time.Now().Add(-900 * 24 * time.Hour)
 	oldCA, err := certs.Renew(ca, past)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, err1 := certs.Issue(oldCA, certs.Request{Org: "x", Server: true, SANs: []string{h.IP, "localhost", "web", "127.0.0.1"}}, past)
+	srv, err1 := certs.Issue(oldCA, certs.Request{Org: "x", Server: true, SANs: []string{ip, "localhost", "web", "127.0.0.1"}}, past)
 	cl, err2 := certs.Issue(oldCA, certs.Request{Org: "x", Client: true}, past)
 	if err1 != nil || err2 != nil {
 		t.Fatal(err1, err2)
@@ -50,6 +45,20 @@ func TestF17Renewal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return oldCA
+}
+
+// talks to the machine; CA, client and server; the agent is not restarted.
+func TestF17Renewal(t *testing.T) {
+	hosts.Isolated(t)
+	t.Setenv("MACHINE_AGENT", hosts.FakeAgent(t, "fake-1"))
+	store := newStore(t)
+	h := hosts.New(t)
+	must(t, "create", "-d", "generic", "--generic-ip-address", h.IP, "--generic-ssh-key", h.Key, "web")
+	pid := h.Exec("pgrep -x machine-agent -n")
+	dir := filepath.Join(store, "machines/web")
+	read := func(name string) []byte { t.Helper(); return content(t, name) }
+	oldCA := age(t, store, h.IP)
 	if out := must(t, "certificates"); strings.Count(out, "renew") != 3 {
 		t.Errorf("certificates: %s", out)
 	}

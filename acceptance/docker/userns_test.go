@@ -134,6 +134,42 @@ func entries(t *testing.T, b []byte) map[string]string {
 	}
 }
 
+// checkOwners copies the file in into the container box, and holds what comes
+// out of it to the owners that the container sees.
+func checkOwners(t *testing.T, e *engine.Engine, in, state string) {
+	t.Helper()
+	for _, to := range []string{"/data", "/vol"} {
+		e.Run("cp", in, "box:"+to+"/kept")
+		e.Run("cp", "-a", in, "box:"+to+"/users") // the container's user gets it
+		c := e.Docker("cp", "-a", "box:"+to+"/.", "-")
+		b, err := c.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := entries(t, b)
+		engine.Equal(t, state+": cp to and from "+to, m["./kept"], "55:66")
+		engine.Equal(t, state+": cp -a to and from "+to, m["./users"], "1000:1000")
+	}
+	b, err := e.Docker("export", "box").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := entries(t, b)
+	for name, want := range map[string]string{"bin/busybox": "0:0", "data": "7:0", "data/u": "1000:2000", "data/kept": "55:66", "tmp/m": "1000:1000", "etc/hosts": "0:0", "proc": "0:0", "vol": "0:0"} {
+		engine.Equal(t, state+": export of "+name, m[name], want)
+	}
+	for name := range m {
+		if strings.HasPrefix(name, "proc/") || strings.HasPrefix(name, "sys/") || strings.HasPrefix(name, "vol/") || strings.HasPrefix(name, "dev/n") {
+			t.Errorf("%s: export has %s", state, name)
+		}
+	}
+	engine.Contains(t, state+": diff", e.Run("diff", "box"), " /data/kept")
+	e.Run("commit", "box", "made")
+	for _, ns := range []string{"", "host"} {
+		engine.Equal(t, state+": committed", owners(e, "run", "--rm", "--userns", ns, "made", "stat", "-c", "%u:%g", "/data/kept", "/tmp/m"), "55:66 1000:1000")
+	}
+}
+
 func TestUserNamespaceArchives(t *testing.T) {
 	e := startRemapped(t)
 	e.Run("run", "-d", "--name", "box", "-v", "vol:/vol", "owned", "sh", "-c", "echo m >/tmp/m; sleep 1000")
@@ -145,50 +181,15 @@ func TestUserNamespaceArchives(t *testing.T) {
 	if err := os.Chown(in, 55, 66); err != nil {
 		t.Fatal(err)
 	}
-	state := "running"
-	check := func() {
-		t.Helper()
-		for _, to := range []string{"/data", "/vol"} {
-			e.Run("cp", in, "box:"+to+"/kept")
-			e.Run("cp", "-a", in, "box:"+to+"/users") // the container's user gets it
-			c := e.Docker("cp", "-a", "box:"+to+"/.", "-")
-			b, err := c.Output()
-			if err != nil {
-				t.Fatal(err)
-			}
-			m := entries(t, b)
-			engine.Equal(t, state+": cp to and from "+to, m["./kept"], "55:66")
-			engine.Equal(t, state+": cp -a to and from "+to, m["./users"], "1000:1000")
-		}
-		b, err := e.Docker("export", "box").Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := entries(t, b)
-		for name, want := range map[string]string{"bin/busybox": "0:0", "data": "7:0", "data/u": "1000:2000", "data/kept": "55:66", "tmp/m": "1000:1000", "etc/hosts": "0:0", "proc": "0:0", "vol": "0:0"} {
-			engine.Equal(t, state+": export of "+name, m[name], want)
-		}
-		for name := range m {
-			if strings.HasPrefix(name, "proc/") || strings.HasPrefix(name, "sys/") || strings.HasPrefix(name, "vol/") || strings.HasPrefix(name, "dev/n") {
-				t.Errorf("%s: export has %s", state, name)
-			}
-		}
-		engine.Contains(t, state+": diff", e.Run("diff", "box"), " /data/kept")
-		e.Run("commit", "box", "made")
-		for _, ns := range []string{"", "host"} {
-			engine.Equal(t, state+": committed", owners(e, "run", "--rm", "--userns", ns, "made", "stat", "-c", "%u:%g", "/data/kept", "/tmp/m"), "55:66 1000:1000")
-		}
-	}
-	check()
+	check := func(state string) { t.Helper(); checkOwners(t, e, in, state) }
+	check("running")
 	engine.Equal(t, "seen inside", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/kept", "/vol/kept"), "55:66 55:66")
-	state = "paused"
 	e.Run("pause", "box")
-	check()
+	check("paused")
 	e.Run("unpause", "box")
 	e.Kill()
 	e.Start()
-	state = "after a restart"
-	check()
+	check("after a restart")
 	engine.Equal(t, "exec", e.Run("exec", "box", "id", "-u"), "1000")
 	// Running containers keep their map, whatever the engine's is now.
 	flags := e.Flags
@@ -202,10 +203,9 @@ func TestUserNamespaceArchives(t *testing.T) {
 	engine.Equal(t, "restarted", owners(e, "exec", "box", "stat", "-c", "%u:%g", "/data/later", "/vol/kept"), "55:66 55:66")
 	e.Run("rm", "-f", "box")
 	e.Run("create", "--name", "box", "-v", "vol:/vol", "made")
-	state = "stopped"
 	e.Run("cp", in, "box:/vol/x")
 	engine.Equal(t, "stopped, in a volume", onHost(e, filepath.Join(e.Dir, "data/volumes/vol/_data/x")), fmt.Sprintf("%d:%d", mappedUID+55, mappedGID+66))
-	check()
+	check("stopped")
 	big := filepath.Join(e.Dir, "big")
 	if err := os.WriteFile(big, nil, 0o600); err != nil {
 		t.Fatal(err)

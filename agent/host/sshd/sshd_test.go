@@ -245,7 +245,7 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-func TestFilesAndForwards(t *testing.T) {
+func TestFiles(t *testing.T) {
 	c := login(t)
 	f, err := sftp.NewClient(c)
 	if err != nil {
@@ -264,6 +264,10 @@ func TestFilesAndForwards(t *testing.T) {
 	if got, _ := os.ReadFile(name); !bytes.Equal(got, data) {
 		t.Errorf("file has %d bytes, want %d", len(got), len(data))
 	}
+}
+
+func TestForwards(t *testing.T) {
+	c := login(t)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("web")) }))
 	defer srv.Close()
 	conn, err := c.Dial("tcp", srv.Listener.Addr().String())
@@ -295,6 +299,10 @@ func TestFilesAndForwards(t *testing.T) {
 	if all, _ := io.ReadAll(uc); string(all) != "echo" {
 		t.Errorf("direct-streamlocal: %q", all)
 	}
+}
+
+func TestForwardBack(t *testing.T) {
+	c := login(t)
 	back, err := c.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
