@@ -416,3 +416,25 @@ func TestPlainBecomesTLS(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestMountRefused: a token server that gives no token for the other
+// repository does not end the push.
+func TestMountRefused(t *testing.T) {
+	r := registrytest.New(t, false)
+	r.Token = "tok"
+	r.Fault = func(w http.ResponseWriter, q *http.Request) bool {
+		switch {
+		case q.URL.Path == "/token" && len(q.URL.Query()["scope"]) > 1:
+			w.WriteHeader(http.StatusForbidden)
+		case q.Method == http.MethodHead && q.Header.Get("Authorization") != "":
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			return false
+		}
+		return true
+	}
+	has, mounted, err := client(t, Options{}).HasBlob(bg, r.Host+"/y:1", r.Blob([]byte("shared"), ""), "x", user)
+	if has || mounted || err != nil {
+		t.Errorf("got %v, %v, %v", has, mounted, err)
+	}
+}

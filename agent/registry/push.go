@@ -53,6 +53,9 @@ func (c *Client) HasBlob(ctx context.Context, ref string, d v1.Descriptor, from 
 func (c *Client) mount(ctx context.Context, e endpoint, r repo, d v1.Descriptor, from string, auth model.RegistryAuth) (bool, error) {
 	q := url.Values{"mount": {d.Digest.String()}, "from": {from}}
 	resp, err := c.do(ctx, e, call{method: http.MethodPost, path: r.path + "/blobs/uploads/?" + q.Encode(), scope: pushScope(r) + " repository:" + from + ":pull", auth: auth, body: empty})
+	if k := fault.KindOf(err); k == fault.Unauthorized || k == fault.Forbidden || k == fault.NotFound {
+		return false, nil // the other repository is not ours to read
+	}
 	if err != nil {
 		return false, unavailable(e, err)
 	}
