@@ -11,7 +11,6 @@ import (
 
 	"machine/agent/container"
 	"machine/agent/fault"
-	"machine/agent/model"
 )
 
 func (s *Server) containers(o Options) {
@@ -55,7 +54,7 @@ func notBuilt(what string) handler {
 }
 
 func (c *containerAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}
@@ -134,7 +133,7 @@ func legacyMAC(req *apicontainer.CreateRequest, mac string) error {
 }
 
 func (c *containerAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}

@@ -72,11 +72,8 @@ func (d *distributionAPI) auth(w http.ResponseWriter, r *request) error {
 }
 
 func (d *distributionAPI) search(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters("is-automated", "is-official", "stars")
 	if err != nil {
-		return err
-	}
-	if err := f.Check("is-automated", "is-official", "stars"); err != nil {
 		return err
 	}
 	if r.query("term") == "" {

@@ -250,11 +250,8 @@ func (i *imageAPI) remove(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters("dangling", "label", "label!", "until")
 	if err != nil {
-		return err
-	}
-	if err := f.Check("dangling", "label", "label!", "until"); err != nil {
 		return err
 	}
 	until, err := f.Until(time.Now())
@@ -296,7 +293,7 @@ func (i *imageAPI) history(w http.ResponseWriter, r *request) error {
 var imageKeys = []string{"dangling", "label", "label!", "before", "since", "reference", "until"}
 
 func (i *imageAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,6 @@ import (
 	"net/http"
 
 	"github.com/moby/moby/api/types/network"
-
-	"machine/agent/model"
 )
 
 func (s *Server) networks(o Options) {
@@ -22,7 +20,7 @@ func (s *Server) networks(o Options) {
 type networkAPI struct{ b Networks }
 
 func (n *networkAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}
@@ -61,7 +59,7 @@ func (n *networkAPI) remove(w http.ResponseWriter, r *request) error {
 }
 
 func (n *networkAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}

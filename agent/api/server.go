@@ -293,6 +293,16 @@ func (r *request) number(key string) (int, error) {
 	return n, nil
 }
 
+// filters reads the parameter of that name. Keys that are not known are refused;
+// without known ones that is left to who applies them.
+func (r *request) filters(known ...string) (model.Filters, error) {
+	f, err := model.ParseFilters(r.query("filters"))
+	if err == nil && len(known) > 0 {
+		err = f.Check(known...)
+	}
+	return f, err
+}
+
 // query returns a parameter.
 func (r *request) query(key string) string { return r.URL.Query().Get(key) }
 

@@ -73,11 +73,8 @@ var eventKeys = []string{"config", "container", "daemon", "event", "image", "lab
 
 // events streams what happens; the headers go out at once.
 func (a *systemAPI) events(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters(eventKeys...)
 	if err != nil {
-		return err
-	}
-	if err := f.Check(eventKeys...); err != nil {
 		return err
 	}
 	now := time.Now()

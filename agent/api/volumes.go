@@ -6,7 +6,6 @@ import (
 	"github.com/moby/moby/api/types/volume"
 
 	"machine/agent/fault"
-	"machine/agent/model"
 )
 
 func (s *Server) volumes(o Options) {
@@ -24,7 +23,7 @@ func (s *Server) volumes(o Options) {
 type volumeAPI struct{ b Volumes }
 
 func (v *volumeAPI) list(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}
@@ -63,7 +62,7 @@ func (v *volumeAPI) remove(w http.ResponseWriter, r *request) error {
 }
 
 func (v *volumeAPI) prune(w http.ResponseWriter, r *request) error {
-	f, err := model.ParseFilters(r.query("filters"))
+	f, err := r.filters()
 	if err != nil {
 		return err
 	}

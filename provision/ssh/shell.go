@@ -26,13 +26,11 @@ type Session struct {
 // Interactive runs a session, on this process's terminal when stdin is one. It
 // restores the terminal.
 func (c *Client) Interactive(ctx context.Context, o Session) error {
-	s, err := c.NewSession()
+	s, end, err := c.session(ctx)
 	if err != nil {
-		return fmt.Errorf("ssh session: %w", err)
+		return err
 	}
-	defer func() { _ = s.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
+	defer end()
 	if o.Agent {
 		if err := errors.Join(c.shareAgent(), agent.RequestAgentForwarding(s)); err != nil {
 			return err

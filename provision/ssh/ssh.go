@@ -217,16 +217,23 @@ func (c *Client) Close() error {
 	return err
 }
 
+// session begins a session that is cut off when ctx ends. The caller calls end.
+func (c *Client) session(ctx context.Context) (s *ssh.Session, end func(), err error) {
+	if s, err = c.NewSession(); err != nil {
+		return nil, nil, fmt.Errorf("ssh session: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	return s, func() { stop(); _ = s.Close() }, nil
+}
+
 // Run runs cmd in the login user's shell. A failed command is an *ExitError;
 // when ctx ends, the command is cut off. Nil streams are empty.
 func (c *Client) Run(ctx context.Context, cmd string, stdin io.Reader, stdout, stderr io.Writer) error {
-	s, err := c.NewSession()
+	s, end, err := c.session(ctx)
 	if err != nil {
-		return fmt.Errorf("ssh session: %w", err)
+		return err
 	}
-	defer func() { _ = s.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer stop()
+	defer end()
 	s.Stdin, s.Stdout, s.Stderr = stdin, stdout, stderr
 	return exitError(ctx, s.Run(cmd))
 }
@@ -256,28 +263,27 @@ func (p *Process) Wait() error { return p.wait() }
 // Start starts cmd in the login user's shell. When ctx ends, it is cut off.
 // The caller calls Wait.
 func (c *Client) Start(ctx context.Context, cmd string) (*Process, error) {
-	s, err := c.NewSession()
+	s, end, err := c.session(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("ssh session: %w", err)
+		return nil, err
 	}
 	errs := &capped{max: 64 << 10}
 	s.Stderr = errs
 	in, err1 := s.StdinPipe()
 	out, err2 := s.StdoutPipe()
 	if err := errors.Join(err1, err2); err != nil {
-		return nil, errors.Join(err, s.Close())
+		end()
+		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	if err := s.Start(cmd); err != nil {
-		stop()
-		return nil, errors.Join(fmt.Errorf("ssh: %w", err), s.Close())
+		end()
+		return nil, fmt.Errorf("ssh: %w", err)
 	}
 	return &Process{in, out, func() error {
 		// Of a program that still talks nobody listens to: it is let go.
 		_, _ = io.Copy(io.Discard, out)
 		err := exitError(ctx, s.Wait())
-		stop()
-		_ = s.Close()
+		end()
 		var exit *ExitError
 		if errors.As(err, &exit) {
 			exit.Stderr = errs.String()
