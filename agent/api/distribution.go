@@ -171,7 +171,7 @@ func download(ctx context.Context, src string, m *messages) (io.ReadCloser, erro
 	}
 	if resp.StatusCode != http.StatusOK {
 		resp.Body.Close()
-		return nil, fault.Unavailable.Errorf("import: %s answered %s", req.URL.Host, resp.Status)
+		return nil, fault.Unavailable.Errorf("failed to GET %s with status %s", req.URL.Redacted(), resp.Status)
 	}
 	m.event(model.ProgressEvent{Status: "Downloading from " + src})
 	return resp.Body, nil

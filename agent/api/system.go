@@ -99,7 +99,7 @@ func (a *systemAPI) events(w http.ResponseWriter, r *request) error {
 	out.rc.Flush()
 	enc := json.NewEncoder(out)
 	send := func(m events.Message) error {
-		if !matchEvent(f, m) || !until.IsZero() && m.TimeNano > until.UnixNano() {
+		if !matchEvent(f, m) || r.before("1.46") && madeImage(m) || !until.IsZero() && m.TimeNano > until.UnixNano() {
 			return nil
 		}
 		return enc.Encode(legacy(m))
@@ -128,6 +128,11 @@ func (a *systemAPI) events(w http.ResponseWriter, r *request) error {
 			return nil
 		}
 	}
+}
+
+// madeImage tells of an event that API 1.46 brought.
+func madeImage(m events.Message) bool {
+	return m.Type == events.ImageEventType && m.Action == events.ActionCreate
 }
 
 // matchEvent applies the filters: keys AND, values OR, labels AND.

@@ -84,19 +84,6 @@ func same(a, b Mount) bool {
 		a.Mode == b.Mode && a.RW == b.RW && a.Propagation == b.Propagation && a.NoCopy == b.NoCopy
 }
 
-func TestParseSignal(t *testing.T) {
-	for in, want := range map[string]int{"TERM": 15, "SIGKILL": 9, "sighup": 1, "9": 9, "RTMIN+3": 37, "SIGRTMAX-1": 63} {
-		if got, err := parseSignal(in); err != nil || int(got) != want {
-			t.Errorf("%s: %d, %v", in, got, err)
-		}
-	}
-	for _, in := range []string{"0", "65", "-1", "NOPE", "RTMIN+99", "SIG"} {
-		if got, err := parseSignal(in); err == nil {
-			t.Errorf("%s was taken for %d", in, got)
-		}
-	}
-}
-
 func TestBackoff(t *testing.T) {
 	for n, want := range map[int]time.Duration{1: 100 * time.Millisecond, 2: 200 * time.Millisecond, 5: 1600 * time.Millisecond, 11: time.Minute, 1000: time.Minute} {
 		if got := backoff(n); got != want {

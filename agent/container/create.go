@@ -18,6 +18,7 @@ import (
 	"machine/agent/failpoint"
 	"machine/agent/fault"
 	"machine/agent/model"
+	"machine/agent/oci"
 	"machine/agent/undo"
 )
 
@@ -44,13 +45,15 @@ func (m *Manager) Create(ctx context.Context, name, platform string, req *contai
 	if err != nil {
 		return resp, err
 	}
-	if err := checkPlatform(platform, img, req.Config.Image); err != nil {
+	foreign, err := checkPlatform(platform, img, req.Config.Image)
+	if err != nil {
 		return resp, err
 	}
 	warn, err := m.settle(req.Config, hc, img)
 	if err != nil {
 		return resp, err
 	}
+	warn = append(foreign, warn...)
 	var u undo.Stack
 	defer u.Run(&err)
 	id := model.NewID()
@@ -119,23 +122,24 @@ func (m *Manager) build(ctx context.Context, r *Record, img *model.Image, u *und
 	return m.resolveMounts(ctx, r, img, u)
 }
 
-// checkPlatform refuses an image of another platform than was asked for.
-func checkPlatform(platform string, img *model.Image, ref string) error {
+// checkPlatform refuses an image of another platform than was asked for, and
+// warns of one that is for another platform than the host's.
+func checkPlatform(platform string, img *model.Image, ref string) (warn []string, err error) {
+	have := img.Config.Platform
 	if platform == "" {
-		return nil
+		if host := oci.Host(); !oci.Matches(host, have) {
+			warn = append(warn, fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested", oci.FormatPlatform(have), oci.FormatPlatform(host)))
+		}
+		return warn, nil
 	}
-	have := img.Config.OS + "/" + img.Config.Architecture
-	want := strings.SplitN(strings.ToLower(platform), "/", 3)
-	if len(want) == 1 {
-		want = append([]string{"linux"}, want...)
+	want, err := oci.ParsePlatform(platform)
+	if err != nil {
+		return nil, err
 	}
-	if alias := map[string]string{"x86_64": "amd64", "aarch64": "arm64"}[want[1]]; alias != "" {
-		want[1] = alias
+	if !oci.Matches(want, have) {
+		return nil, fault.NotFound.Errorf("image with reference %s was found but its platform (%s) does not match the specified platform (%s)", ref, oci.FormatPlatform(have), oci.FormatPlatform(want))
 	}
-	if img.Config.Architecture == "" || want[0]+"/"+want[1] == have {
-		return nil
-	}
-	return fault.NotFound.Errorf("image with reference %s was found but its platform (%s) does not match the specified platform (%s)", ref, have, platform)
+	return nil, nil
 }
 
 // claimName reserves a name, or makes one up.
@@ -198,7 +202,7 @@ func (m *Manager) settle(cfg *container.Config, hc *container.HostConfig, img *m
 		}
 	}
 	if cfg.StopSignal != "" {
-		if _, err := parseSignal(cfg.StopSignal); err != nil {
+		if _, err := model.ParseSignal(cfg.StopSignal); err != nil {
 			return nil, err
 		}
 	}
@@ -214,6 +218,9 @@ func mergeImage(cfg *container.Config, img *model.Image) error {
 	ic := img.Config.Config
 	if cfg.User == "" {
 		cfg.User = ic.User
+	}
+	if len(cfg.ExposedPorts) == 0 {
+		cfg.ExposedPorts = nil // shown as Docker shows none
 	}
 	for p := range ic.ExposedPorts {
 		port, err := network.ParsePort(p)
@@ -245,6 +252,9 @@ func mergeImage(cfg *container.Config, img *model.Image) error {
 	}
 	if cfg.WorkingDir == "" {
 		cfg.WorkingDir = ic.WorkingDir
+	}
+	if len(cfg.Volumes) == 0 {
+		cfg.Volumes = nil
 	}
 	for v := range ic.Volumes {
 		if cfg.Volumes == nil {

@@ -7,11 +7,9 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
-	"golang.org/x/sys/unix"
 
 	"machine/agent/fault"
 )
@@ -296,33 +294,6 @@ func checkPorts(hc *container.HostConfig) error {
 		}
 	}
 	return nil
-}
-
-// parseSignal reads "TERM", "SIGTERM", "15" or "RTMIN+3".
-func parseSignal(s string) (syscall.Signal, error) {
-	if n, err := strconv.Atoi(s); err == nil {
-		if n < 1 || n > 64 {
-			return 0, fault.Invalid.Errorf("invalid signal: %s", s)
-		}
-		return syscall.Signal(n), nil
-	}
-	name := "SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if n := unix.SignalNum(name); n != 0 {
-		return n, nil
-	}
-	if rest, ok := strings.CutPrefix(name, "SIGRTMIN"); ok {
-		n, err := strconv.Atoi("0" + strings.TrimPrefix(rest, "+"))
-		if err == nil && 34+n <= 64 {
-			return syscall.Signal(34 + n), nil
-		}
-	}
-	if rest, ok := strings.CutPrefix(name, "SIGRTMAX"); ok {
-		n, err := strconv.Atoi("0" + strings.TrimPrefix(rest, "-"))
-		if err == nil && 64-n >= 34 {
-			return syscall.Signal(64 - n), nil
-		}
-	}
-	return 0, fault.Invalid.Errorf("invalid signal: %s", s)
 }
 
 // mustAbs cleans an absolute path of a container.

@@ -106,7 +106,7 @@ func stopParams(r *Record, o StopOptions) (syscall.Signal, time.Duration, error)
 		if s == "" {
 			continue
 		}
-		n, err := parseSignal(s)
+		n, err := model.ParseSignal(s)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -195,7 +195,7 @@ func (m *Manager) Kill(ctx context.Context, ref, signal string) error {
 	}
 	sig := syscall.SIGKILL
 	if signal != "" {
-		if sig, err = parseSignal(signal); err != nil {
+		if sig, err = model.ParseSignal(signal); err != nil {
 			return err
 		}
 	}

@@ -3,111 +3,115 @@ package image
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 
 	"machine/agent/fault"
+	"machine/agent/model"
 )
 
 // ApplyChanges applies Dockerfile instructions to a configuration: those that
-// `docker commit --change` and `docker import --change` allow. Invalid for
-// any other.
+// `docker commit --change` and `docker import --change` allow, with variables
+// and continued lines. The words of its errors are Docker's. Invalid for any
+// other instruction.
 func ApplyChanges(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 	// The configuration may be another image's: maps and lists are copied.
-	c.Env = append([]string(nil), c.Env...)
-	c.ExposedPorts = copyMap(c.ExposedPorts)
-	c.Volumes = copyMap(c.Volumes)
-	c.Labels = copyMap(c.Labels)
-	c.OnBuild = append([]string(nil), c.OnBuild...)
-	withCmd := false // an ENTRYPOINT drops the command that it finds
-	for _, ch := range changes {
-		for line := range strings.SplitSeq(ch, "\n") {
-			if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-				continue
-			}
-			if err := applyChange(c, line); err != nil {
-				return fault.Invalid.Errorf("change %q: %w", line, err)
-			}
-			switch word, _, _ := strings.Cut(strings.ToUpper(line), " "); {
-			case word == "CMD":
-				withCmd = true
-			case word == "ENTRYPOINT" && !withCmd:
-				c.Cmd = nil
-			}
+	c.Env = slices.Clone(c.Env)
+	c.ExposedPorts = maps.Clone(c.ExposedPorts)
+	c.Volumes = maps.Clone(c.Volumes)
+	c.Labels = maps.Clone(c.Labels)
+	c.OnBuild = slices.Clone(c.OnBuild)
+	if len(changes) == 0 {
+		return nil
+	}
+	lines := joinLines(strings.Join(changes, "\n"))
+	if len(lines) == 0 {
+		return fault.Invalid.Errorf("file with no instructions")
+	}
+	e := &editor{c: c}
+	for _, line := range lines { // all are known before the first is applied
+		if word, _, _ := cutBlank(line); e.instruction(word) == nil {
+			return fault.Invalid.Errorf("%s is not a valid change command", strings.ToLower(word))
+		}
+	}
+	for _, line := range lines {
+		word, rest, _ := cutBlank(line)
+		if err := e.instruction(word)(strings.ToUpper(word), rest); err != nil {
+			return fault.Invalid.Errorf("%w", err)
 		}
 	}
 	return nil
 }
 
-func copyMap[V any](m map[string]V) map[string]V {
-	if m == nil {
-		return nil
+var continued = regexp.MustCompile(`\\[ \t]*$`)
+
+// joinLines gives the instructions of a text: without comments and empty
+// lines, continued lines made one.
+func joinLines(text string) []string {
+	var out []string
+	var open strings.Builder
+	for line := range strings.SplitSeq(text, "\n") {
+		trimmed := strings.TrimSpace(line)
+		if trimmed == "" || trimmed[0] == '#' {
+			continue
+		}
+		if open.Len() == 0 {
+			line = strings.TrimLeft(line, " \t")
+		}
+		line = strings.TrimRight(line, "\r")
+		if m := continued.FindStringIndex(line); m != nil {
+			open.WriteString(line[:m[0]])
+			continue
+		}
+		open.WriteString(line)
+		out = append(out, strings.TrimSpace(open.String()))
+		open.Reset()
 	}
-	out := make(map[string]V, len(m))
-	for k, v := range m {
-		out[k] = v
+	if open.Len() > 0 {
+		out = append(out, strings.TrimSpace(open.String()))
 	}
 	return out
 }
 
-func applyChange(c *dockerspec.DockerOCIImageConfig, line string) error {
-	word, rest, _ := strings.Cut(line, " ")
-	rest = strings.TrimSpace(rest)
-	word = strings.ToUpper(word)
-	if rest == "" && word != "CMD" && word != "ENTRYPOINT" {
-		return fmt.Errorf("%s requires at least one argument", word)
+func cutBlank(s string) (first, rest string, ok bool) {
+	i := strings.IndexAny(s, " \t")
+	if i < 0 {
+		return s, "", false
 	}
-	switch word {
+	return s[:i], strings.TrimSpace(s[i:]), true
+}
+
+// An editor applies instructions to a configuration.
+type editor struct {
+	c       *dockerspec.DockerOCIImageConfig
+	withCmd bool // an ENTRYPOINT drops the command that it finds
+}
+
+func (e *editor) instruction(word string) func(word, rest string) error {
+	switch strings.ToUpper(word) {
 	case "CMD":
-		c.Cmd = command(c, rest)
+		return e.cmd
 	case "ENTRYPOINT":
-		c.Entrypoint = command(c, rest)
+		return e.entrypoint
 	case "ENV", "LABEL":
-		return pairs(c, word, rest)
+		return e.pairs
 	case "EXPOSE":
-		for _, p := range words(rest) {
-			if !strings.Contains(p, "/") {
-				p += "/tcp"
-			}
-			if c.ExposedPorts == nil {
-				c.ExposedPorts = map[string]struct{}{}
-			}
-			c.ExposedPorts[strings.ToLower(p)] = struct{}{}
-		}
+		return e.expose
 	case "ONBUILD":
-		c.OnBuild = append(c.OnBuild, rest)
-	case "USER":
-		c.User = rest
+		return e.onbuild
+	case "USER", "WORKDIR", "STOPSIGNAL":
+		return e.single
 	case "VOLUME":
-		list := words(rest)
-		if j, ok := jsonList(rest); ok {
-			list = j
-		}
-		for _, v := range list {
-			if c.Volumes == nil {
-				c.Volumes = map[string]struct{}{}
-			}
-			c.Volumes[v] = struct{}{}
-		}
-	case "WORKDIR":
-		if !strings.HasPrefix(rest, "/") {
-			rest = strings.TrimRight(c.WorkingDir, "/") + "/" + rest
-		}
-		c.WorkingDir = rest
-	case "STOPSIGNAL":
-		c.StopSignal = rest
-	case "SHELL":
-		list, ok := jsonList(rest)
-		if !ok {
-			return fmt.Errorf("SHELL requires the arguments to be in JSON form")
-		}
-		c.Shell = list
+		return e.volume
 	case "HEALTHCHECK":
-		return health(c, rest)
-	default:
-		return fmt.Errorf("%s is not a valid change command", word)
+		return e.health
 	}
 	return nil
 }
@@ -121,137 +125,252 @@ func jsonList(s string) ([]string, bool) {
 }
 
 // command is the exec form as it is, or the shell form in a shell.
-func command(c *dockerspec.DockerOCIImageConfig, s string) []string {
+func (e *editor) command(s string) []string {
 	if list, ok := jsonList(s); ok {
 		return list
 	}
-	if s == "" {
-		return nil
-	}
-	sh := c.Shell
+	sh := e.c.Shell
 	if len(sh) == 0 {
 		sh = []string{"/bin/sh", "-c"}
 	}
-	return append(append([]string(nil), sh...), s)
+	if s == "" {
+		return slices.Clone(sh)
+	}
+	return append(slices.Clone(sh), s)
 }
 
-// words splits at blanks outside of quotes; quotes and backslashes go.
-func words(s string) []string {
-	var out []string
-	var cur strings.Builder
-	var quote byte
-	in := false
-	for i := 0; i < len(s); i++ {
-		ch := s[i]
-		switch {
-		case ch == '\\' && quote != '\'' && i+1 < len(s):
-			i++
-			cur.WriteByte(s[i])
-			in = true
-		case quote != 0 && ch == quote:
-			quote = 0
-		case quote == 0 && (ch == '"' || ch == '\''):
-			quote, in = ch, true
-		case quote == 0 && (ch == ' ' || ch == '\t'):
-			if in {
-				out = append(out, cur.String())
-				cur.Reset()
-				in = false
-			}
-		default:
-			cur.WriteByte(ch)
-			in = true
-		}
-	}
-	if in {
-		out = append(out, cur.String())
-	}
-	return out
+func (e *editor) cmd(_, rest string) error {
+	e.c.Cmd = e.command(rest)
+	e.withCmd = e.withCmd || rest != ""
+	return nil
 }
 
-func pairs(c *dockerspec.DockerOCIImageConfig, word, rest string) error {
-	list := words(rest)
+func (e *editor) entrypoint(_, rest string) error {
+	e.c.Entrypoint = nil
+	if rest != "" {
+		e.c.Entrypoint = e.command(rest)
+	}
+	if !e.withCmd {
+		e.c.Cmd = nil
+	}
+	return nil
+}
+
+// pairs is ENV and LABEL.
+func (e *editor) pairs(word, rest string) error {
+	list := splitWords(rest)
 	if len(list) == 0 {
-		return fmt.Errorf("%s names cannot be blank", word)
+		return fmt.Errorf("%s requires at least one argument", word)
 	}
 	if !strings.Contains(list[0], "=") { // the old form: NAME the rest
-		name, value, ok := strings.Cut(rest, " ")
+		name, value, ok := cutBlank(rest)
 		if !ok {
 			return fmt.Errorf("%s must have two arguments", word)
 		}
-		list = []string{name + "=" + strings.TrimSpace(value)}
+		list = []string{name + "=" + value}
 	}
+	env := e.c.Env // as it was before the instruction
+	var done [][2]string
 	for _, p := range list {
 		k, v, ok := strings.Cut(p, "=")
-		if !ok || k == "" {
-			return fmt.Errorf("syntax error - can't find = in %q: must be of the form name=value", p)
+		if !ok {
+			return fmt.Errorf("Syntax error - can't find = in %q. Must be of the form: name=value", p) //nolint:staticcheck // Docker's words
 		}
+		k, err := expand(k, env)
+		if err != nil {
+			return err
+		}
+		if k == "" {
+			return fmt.Errorf("%s names can not be blank", word)
+		}
+		if v, err = expand(v, env); err != nil {
+			return err
+		}
+		done = append(done, [2]string{k, v})
+	}
+	for _, kv := range done {
 		if word == "LABEL" {
-			if c.Labels == nil {
-				c.Labels = map[string]string{}
-			}
-			c.Labels[k] = v
-			continue
-		}
-		found := false
-		for i, e := range c.Env {
-			if strings.HasPrefix(e, k+"=") {
-				c.Env[i], found = k+"="+v, true
-			}
-		}
-		if !found {
-			c.Env = append(c.Env, k+"="+v)
+			set(&e.c.Labels, kv[0], kv[1])
+		} else {
+			e.setEnv(kv[0], kv[1])
 		}
 	}
 	return nil
 }
 
-func health(c *dockerspec.DockerOCIImageConfig, rest string) error {
+func (e *editor) setEnv(k, v string) {
+	env := slices.Clone(e.c.Env)
+	i := slices.IndexFunc(env, func(o string) bool { name, _, _ := strings.Cut(o, "="); return name == k })
+	if i < 0 {
+		env = append(env, k+"="+v)
+	} else {
+		env[i] = k + "=" + v
+	}
+	e.c.Env = env
+}
+
+func set[V any](m *map[string]V, k string, v V) {
+	if *m == nil {
+		*m = map[string]V{}
+	}
+	(*m)[k] = v
+}
+
+func (e *editor) expose(word, rest string) error {
+	words := splitWords(rest)
+	if len(words) == 0 {
+		return fmt.Errorf("%s requires at least one argument", word)
+	}
+	for _, w := range words {
+		all, err := expand(w, e.c.Env)
+		if err != nil {
+			return err
+		}
+		for _, p := range strings.Fields(all) { // one variable may hold several
+			if err := e.ports(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ports is PORT[-PORT][/PROTOCOL].
+func (e *editor) ports(spec string) error {
+	port, proto, ok := strings.Cut(strings.ToLower(spec), "/")
+	if !ok || proto == "" {
+		proto = "tcp"
+	}
+	if proto != "tcp" && proto != "udp" && proto != "sctp" {
+		return fmt.Errorf("invalid proto: %s", proto)
+	}
+	low, high, ok := strings.Cut(port, "-")
+	if !ok {
+		high = low
+	}
+	from, err := strconv.ParseUint(low, 10, 16)
+	to, err2 := strconv.ParseUint(high, 10, 16)
+	if err != nil || err2 != nil || to < from {
+		return fmt.Errorf("invalid containerPort: %s", port)
+	}
+	for n := from; n <= to; n++ {
+		set(&e.c.ExposedPorts, fmt.Sprintf("%d/%s", n, proto), struct{}{})
+	}
+	return nil
+}
+
+// single is an instruction of one argument, which is all of the line.
+func (e *editor) single(word, rest string) error {
+	if rest == "" {
+		return fmt.Errorf("%s requires exactly one argument", word)
+	}
+	v, err := expand(rest, e.c.Env)
+	if err != nil {
+		return err
+	}
+	switch word {
+	case "USER":
+		e.c.User = v
+	case "WORKDIR":
+		if !path.IsAbs(v) {
+			v = path.Join("/", e.c.WorkingDir, v)
+		}
+		e.c.WorkingDir = v
+	case "STOPSIGNAL":
+		if _, err := model.ParseSignal(v); err != nil {
+			return err
+		}
+		e.c.StopSignal = v
+	}
+	return nil
+}
+
+func (e *editor) onbuild(word, rest string) error {
+	if rest == "" {
+		return fmt.Errorf("%s requires at least one argument", word)
+	}
+	trigger, _, _ := cutBlank(rest)
+	switch trigger = strings.ToUpper(trigger); trigger {
+	case "ONBUILD":
+		return fmt.Errorf("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed") //nolint:staticcheck // Docker's words
+	case "MAINTAINER", "FROM":
+		return fmt.Errorf("%s isn't allowed as an ONBUILD trigger", trigger)
+	}
+	e.c.OnBuild = append(slices.Clone(e.c.OnBuild), rest)
+	return nil
+}
+
+func (e *editor) volume(word, rest string) error {
+	list, ok := jsonList(rest)
+	if !ok {
+		list = splitWords(rest)
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("%s requires at least one argument", word)
+	}
+	for _, w := range list {
+		v, err := expand(w, e.c.Env)
+		if err != nil {
+			return err
+		}
+		if v = strings.TrimSpace(v); v == "" {
+			return fmt.Errorf("VOLUME specified can not be an empty string")
+		}
+		set(&e.c.Volumes, v, struct{}{})
+	}
+	return nil
+}
+
+func (e *editor) health(word, rest string) error {
 	h := &dockerspec.HealthcheckConfig{}
 	for strings.HasPrefix(rest, "--") {
 		var opt string
-		opt, rest, _ = strings.Cut(rest, " ")
-		rest = strings.TrimSpace(rest)
-		name, value, _ := strings.Cut(opt, "=")
-		if name == "--retries" {
-			if _, err := fmt.Sscan(value, &h.Retries); err != nil || h.Retries < 0 {
-				return fmt.Errorf("bad retries %q", value)
-			}
-			continue
-		}
-		d, err := time.ParseDuration(value)
-		if err != nil || d < 0 {
-			return fmt.Errorf("bad duration %q", value)
-		}
-		switch name {
-		case "--interval":
-			h.Interval = d
-		case "--timeout":
-			h.Timeout = d
-		case "--start-period":
-			h.StartPeriod = d
-		case "--start-interval":
-			h.StartInterval = d
-		default:
-			return fmt.Errorf("unknown flag %s", name)
+		opt, rest, _ = cutBlank(rest)
+		name, value, _ := strings.Cut(strings.TrimPrefix(opt, "--"), "=")
+		if err := healthFlag(h, name, value); err != nil {
+			return err
 		}
 	}
-	kind, cmd, _ := strings.Cut(rest, " ")
-	cmd = strings.TrimSpace(cmd)
+	kind, cmd, _ := cutBlank(rest)
 	switch strings.ToUpper(kind) {
+	case "":
+		return fmt.Errorf("%s requires at least one argument", word)
 	case "NONE":
-		h.Test = []string{"NONE"}
+		if cmd != "" {
+			return fmt.Errorf("HEALTHCHECK NONE takes no arguments")
+		}
+		h = &dockerspec.HealthcheckConfig{Test: []string{"NONE"}}
 	case "CMD":
-		if list, ok := jsonList(cmd); ok {
+		if list, ok := jsonList(cmd); ok && len(list) > 0 {
 			h.Test = append([]string{"CMD"}, list...)
-		} else if cmd != "" {
+		} else if cmd != "" && !ok {
 			h.Test = []string{"CMD-SHELL", cmd}
 		} else {
-			return fmt.Errorf("missing command after HEALTHCHECK CMD")
+			return fmt.Errorf("Missing command after HEALTHCHECK CMD") //nolint:staticcheck // Docker's words
 		}
 	default:
-		return fmt.Errorf("unknown type %q in HEALTHCHECK (try CMD)", kind)
+		return fmt.Errorf("Unknown type %#v in HEALTHCHECK (try CMD)", strings.ToUpper(kind)) //nolint:staticcheck // Docker's words
 	}
-	c.Healthcheck = h
+	e.c.Healthcheck = h
+	return nil
+}
+
+func healthFlag(h *dockerspec.HealthcheckConfig, name, value string) (err error) {
+	to := map[string]*time.Duration{"interval": &h.Interval, "timeout": &h.Timeout, "start-period": &h.StartPeriod, "start-interval": &h.StartInterval}[name]
+	switch {
+	case name == "retries":
+		if h.Retries, err = strconv.Atoi(value); err == nil && h.Retries < 0 {
+			err = fmt.Errorf("--retries cannot be negative (%d)", h.Retries)
+		}
+		return err
+	case to == nil:
+		return fmt.Errorf("unknown flag: %s", name)
+	}
+	if *to, err = time.ParseDuration(value); err != nil {
+		return err
+	}
+	if d := *to; d != 0 && d < time.Millisecond {
+		return fmt.Errorf("Interval %q cannot be less than 1ms", name) //nolint:staticcheck // Docker's words
+	}
 	return nil
 }

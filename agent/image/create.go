@@ -33,6 +33,9 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (*mode
 	if err != nil {
 		return nil, err
 	}
+	if p.OS != runtime.GOOS {
+		return nil, fault.Invalid.Errorf("operating system is not supported")
+	}
 	if o.Message == "" {
 		o.Message = "Imported from -"
 	}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -391,9 +392,12 @@ func TestS26ImageConfig(t *testing.T) {
 	}
 }
 
-func FuzzWords(f *testing.F) {
-	f.Add(`a "b c" 'd' \e`)
-	f.Fuzz(func(t *testing.T, s string) { words(s) })
+func FuzzChanges(f *testing.F) {
+	f.Add(`ENV a="b c" d='e' f=\g h=${i:-j}$k`)
+	f.Fuzz(func(t *testing.T, s string) {
+		var c dockerspec.DockerOCIImageConfig
+		ApplyChanges(&c, []string{"ENV A=b", s})
+	})
 }
 
 func FuzzLoad(f *testing.F) {

@@ -25,7 +25,7 @@ import (
 func (s *Store) Save(ctx context.Context, names []string, w io.Writer) error {
 	list, free, err := s.choose(names)
 	if err != nil {
-		return fmt.Errorf("save: %w", err)
+		return err
 	}
 	defer free()
 	v := &saver{s: s, ctx: ctx, tw: tar.NewWriter(w), done: map[string]bool{}, repos: map[string]map[string]string{}}
