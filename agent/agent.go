@@ -11,12 +11,11 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
-	"time"
 
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -50,6 +49,8 @@ import (
 // An Agent is one engine: all its parts, and nothing of its own.
 type Agent struct {
 	c          *Config
+	now        atomic.Pointer[Config] // c, but for what reload has changed
+	level      *slog.LevelVar
 	log        *slog.Logger
 	id         string
 	backing    string
@@ -80,7 +81,7 @@ const memoryGoal = 40
 // when all that ran before has been found again.
 func Run(ctx context.Context, c *Config, stderr io.Writer) error {
 	debug.SetGCPercent(memoryGoal)
-	log := newLogger(c, stderr)
+	log, level := newLogger(c, stderr)
 	unlock, err := lockRoot(c)
 	if err != nil {
 		return err
@@ -91,6 +92,7 @@ func Run(ctx context.Context, c *Config, stderr io.Writer) error {
 		return err
 	}
 	defer a.Close()
+	a.level = level
 	k := &keys{c: c}
 	if c.TLS {
 		if err := k.load(); err != nil {
@@ -111,6 +113,7 @@ func Run(ctx context.Context, c *Config, stderr io.Writer) error {
 // Close it when done.
 func New(ctx context.Context, c *Config, log *slog.Logger) (a *Agent, err error) {
 	a = &Agent{c: c, log: log, events: &eventfeed.Feed{}}
+	a.now.Store(c)
 	_, err = os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	a.cgroupV2 = err == nil
 	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
@@ -260,55 +263,6 @@ func (a *Agent) Close() error {
 	a.containers.Close()
 	a.tasks.Close()
 	return errors.Join(a.networks.Close(), a.layers.Close())
-}
-
-// healEvery is how often foreign changes to our packet filter are looked for.
-const healEvery = 5 * time.Second
-
-// reload re-reads certificates on SIGHUP and mends the packet filter when
-// somebody flushed it.
-func (a *Agent) reload(ctx context.Context, k *keys) (stop func()) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(healEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-hup:
-				if a.c.TLS {
-					if err := k.load(); err != nil {
-						a.log.Error("certificates are not replaced", "error", err)
-					} else {
-						a.log.Info("certificates are replaced")
-					}
-				}
-			case <-tick.C:
-				a.reserve.Refill()
-				if err := a.networks.Check(ctx); err != nil && ctx.Err() == nil {
-					a.log.Error("mend the networks", "error", err)
-				}
-			}
-		}
-	}()
-	return func() { signal.Stop(hup); cancel(); <-done }
-}
-
-func newLogger(c *Config, w io.Writer) *slog.Logger {
-	level := map[string]slog.Level{"debug": slog.LevelDebug, "warn": slog.LevelWarn, "error": slog.LevelError, "fatal": slog.LevelError}[c.LogLevel]
-	if c.Debug {
-		level = slog.LevelDebug
-	}
-	o := &slog.HandlerOptions{Level: level}
-	if c.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
-	}
-	return slog.New(slog.NewTextHandler(w, o))
 }
 
 // lockRoot makes sure that one engine alone works on a data root, and writes

@@ -52,6 +52,8 @@ type Config struct {
 	NoProxy                   string
 	LiveRestore, Experimental bool
 	Validate                  bool // only look at the configuration
+
+	args []string // that it was read from
 }
 
 // BridgeConfig is the default bridge and what goes for all bridges.
@@ -336,6 +338,7 @@ func (c *Config) setDNS(s string) error {
 // the engine could not start with. Help goes to stderr.
 func ParseArgs(args []string, stderr io.Writer) (*Config, error) {
 	c := Defaults()
+	c.args = args
 	fset := flag.NewFlagSet("agent", flag.ContinueOnError)
 	fset.SetOutput(io.Discard) // a mistake is one line, not a page of all flags
 	file := fset.String("config-file", "/etc/docker/daemon.json", "`FILE` with the daemon's settings")
@@ -479,5 +482,5 @@ func (c *Config) check() error {
 	if c.TLS && (c.Cert == "" || c.Key == "") {
 		return errors.New("--tls needs --tlscert and --tlskey")
 	}
-	return registry.Check(registry.Options{Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries})
+	return registry.Check(c.RegistryMirrors, c.InsecureRegistries)
 }

@@ -28,7 +28,7 @@ var (
 
 // Info answers docker info.
 func (a *Agent) Info(ctx context.Context) *system.Info {
-	c, proxy := a.c, a.c.proxies()
+	c, proxy := a.now.Load(), a.c.proxies()
 	running, paused, stopped := a.containers.Counts()
 	var u unix.Utsname
 	unix.Uname(&u)
@@ -79,12 +79,13 @@ func (a *Agent) securityOptions() []string {
 }
 
 func (a *Agent) registryConfig() *registry.ServiceConfig {
+	c := a.now.Load()
 	rc := &registry.ServiceConfig{
 		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
-		Mirrors:               a.c.RegistryMirrors,
-		IndexConfigs:          map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: a.c.RegistryMirrors, Secure: true, Official: true}},
+		Mirrors:               c.RegistryMirrors,
+		IndexConfigs:          map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: c.RegistryMirrors, Secure: true, Official: true}},
 	}
-	for _, h := range a.c.InsecureRegistries {
+	for _, h := range c.InsecureRegistries {
 		if p, err := netip.ParsePrefix(h); err == nil {
 			rc.InsecureRegistryCIDRs = append(rc.InsecureRegistryCIDRs, p)
 			continue

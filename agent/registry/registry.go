@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -43,11 +42,10 @@ type Options struct {
 
 // A Client talks to all registries. It is safe for concurrent use.
 type Client struct {
-	o        Options
-	insecure []netip.Prefix
-	names    map[string]bool
+	o Options
 
 	mu    sync.Mutex
+	trust                         // as it was last set
 	hosts map[string]*http.Client // by host and whether certificates are checked
 	certs map[string]string       // what certificates the client of a host was made with
 	away  map[string]time.Time    // mirrors, and when they did not answer
@@ -64,12 +62,6 @@ const (
 	hubEndpoint = "registry-1.docker.io"
 )
 
-// Check tells what New would refuse.
-func Check(o Options) error {
-	_, err := New(o)
-	return err
-}
-
 // New makes a client. Invalid when a setting is.
 func New(o Options) (*Client, error) {
 	if o.CertsDir == "" {
@@ -78,24 +70,8 @@ func New(o Options) (*Client, error) {
 	if o.Proxy == nil {
 		o.Proxy = http.ProxyFromEnvironment
 	}
-	c := &Client{o: o, names: map[string]bool{"localhost": true}, hosts: map[string]*http.Client{}, certs: map[string]string{}, away: map[string]time.Time{}, plain: map[string]bool{}, token: map[string]token{},
-		insecure: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
-	for _, i := range o.Insecure {
-		if p, err := netip.ParsePrefix(i); err == nil {
-			c.insecure = append(c.insecure, p)
-			continue
-		}
-		if strings.Contains(i, "://") || strings.Contains(i, "/") {
-			return nil, fault.Invalid.Errorf("insecure registry %q should be a host, host:port or CIDR", i)
-		}
-		c.names[strings.ToLower(i)] = true
-	}
-	for _, m := range o.Mirrors {
-		if u, err := url.Parse(m); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
-			return nil, fault.Invalid.Errorf("registry mirror %q should be http(s)://host[:port][/path] without credentials", m)
-		}
-	}
-	return c, nil
+	c := &Client{o: o, hosts: map[string]*http.Client{}, certs: map[string]string{}, token: map[string]token{}}
+	return c, c.Set(o.Mirrors, o.Insecure)
 }
 
 // Close drops idle connections.
@@ -105,34 +81,6 @@ func (c *Client) Close() {
 	for _, h := range c.hosts {
 		h.CloseIdleConnections()
 	}
-}
-
-// IsInsecure tells whether a host may be talked to without checks.
-func (c *Client) IsInsecure(ctx context.Context, host string) bool {
-	host = strings.ToLower(host)
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	if c.names[host] || c.names[name] {
-		return true
-	}
-	var ips []netip.Addr
-	if ip, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
-		ips = []netip.Addr{ip}
-	} else if len(c.insecure) > 2 { // CIDRs were configured: names count, too
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		ips, _ = net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-	}
-	for _, ip := range ips {
-		for _, p := range c.insecure {
-			if p.Contains(ip.Unmap()) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // An endpoint is one place where a repository can be reached.
@@ -147,9 +95,8 @@ func (c *Client) endpoints(ctx context.Context, domain string, push bool) []endp
 	var list []endpoint
 	if domain == hubDomain {
 		var away []endpoint // asked last: each of a pull's requests would wait for them
-		for _, m := range c.o.Mirrors {
-			u, err := url.Parse(strings.TrimRight(m, "/"))
-			if err != nil || push {
+		for _, u := range c.mirrorsNow() {
+			if push {
 				continue
 			}
 			e := endpoint{base: u, insecure: u.Scheme == "http" || c.IsInsecure(ctx, u.Host), mirror: true}
