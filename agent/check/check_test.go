@@ -92,7 +92,7 @@ func newRoot(t *testing.T) (r *root, base, child *model.Image, archive []byte) {
 	r = &root{t: t, dir: t.TempDir()}
 	r.open()
 	t.Cleanup(func() { r.layers.Close() })
-	base, err := r.images.Import(bg, bytes.NewReader(layertest.Tar(t, layertest.Dir("d"), layertest.File("d/f", strings.Repeat("abc", 9000)))), image.ImportOptions{Ref: "base:1"})
+	base, err := r.images.Import(bg, bytes.NewReader(layertest.Tar(t, layertest.Dir("d"), layertest.File("d/f", strings.Repeat("abc", 9000)), layertest.Symlink("l", "d/f"))), image.ImportOptions{Ref: "base:1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -225,8 +225,11 @@ func (img *image) measure(ctx context.Context) error {
 				sized <- err
 				return
 			}
-			if h.Typeflag == tar.TypeReg {
+			switch h.Typeflag {
+			case tar.TypeReg:
 				img.Size += h.Size
+			case tar.TypeSymlink:
+				img.Size += int64(len(h.Linkname))
 			}
 		}
 	}()
