@@ -165,7 +165,7 @@ func (a *Agent) openImages() error {
 	}
 	s, err := image.Open(image.Options{
 		Root: filepath.Join(a.c.DataRoot, "image"), Layers: a.layers, Blobs: a.blobs, Source: a.hub, Log: a.log,
-		Event: a.imageEvent, Version: Version, Parallel: a.c.MaxDownloads,
+		Event: a.imageEvent, Version: Version, Parallel: a.c.MaxDownloads, Uploads: a.c.MaxUploads,
 	})
 	a.images = &imageStore{Store: s, a: a}
 	return err

@@ -22,6 +22,9 @@ func Open(o Options) (*Store, error) {
 	if s.o.Parallel <= 0 {
 		s.o.Parallel = 3
 	}
+	if s.o.Uploads <= 0 {
+		s.o.Uploads = 5
+	}
 	if s.o.Event == nil {
 		s.o.Event = func(Event) {}
 	}

@@ -109,13 +109,13 @@ func (p *push) run() error {
 	}
 	layers := make([]v1.Descriptor, len(diffs))
 	g, ctx := errgroup.WithContext(p.ctx)
-	g.SetLimit(p.s.o.Parallel)
+	g.SetLimit(p.s.o.Uploads)
 	var once sync.Map // a layer that comes twice is sent once
 	for i := range diffs {
 		if _, dup := once.LoadOrStore(diffs[i], i); dup {
 			continue
 		}
-		if i >= p.s.o.Parallel {
+		if i >= p.s.o.Uploads {
 			p.say(diffs[i], "Waiting")
 		}
 		g.Go(func() (err error) {

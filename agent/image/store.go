@@ -62,8 +62,9 @@ type Options struct {
 	Log     *slog.Logger
 	Event   func(Event) // when set, is told what happened; it must not block
 	Version string      // of the engine, for the record of new images
-	// Parallel bounds the layers that are pulled or pushed at once; 0 is 3.
-	Parallel int
+	// Parallel bounds the layers that are pulled at once, Uploads those that
+	// are pushed; 0 is 3 and 5.
+	Parallel, Uploads int
 }
 
 // A Store keeps images. It is safe for concurrent use.
