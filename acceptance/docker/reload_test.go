@@ -37,7 +37,9 @@ func TestReload(t *testing.T) {
 		engine.Contains(t, "info", info, want)
 	}
 	engine.Contains(t, "by the mirror", e.Run("pull", "box:1"), "Downloaded newer image for box:1")
-	engine.Contains(t, "events", e.Run("events", "--since", "0", "--until", "0s", "--filter", "type=daemon"), "daemon reload")
+	e.Eventually("an event tells", func() bool { // the client's clock has seconds
+		return strings.Contains(e.Run("events", "--since", "0", "--until", "0s", "--filter", "type=daemon"), "daemon reload")
+	})
 
 	os.WriteFile(conf, []byte(`{"registry-mirrors": ["nonsense"]}`), 0o600)
 	syscall.Kill(pid, syscall.SIGHUP)
