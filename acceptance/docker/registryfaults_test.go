@@ -267,6 +267,8 @@ func TestF33DiskFullInPull(t *testing.T) {
 	}
 	e.Fails(1, "no space left on device", "load", "-i", archive)
 	nothingStaged(e)
+	e.Fails(1, "no space left on device", "import", archive)
+	nothingStaged(e)
 	engine.Equal(t, "space after a load", free(), before)
 	engine.Equal(t, "images", e.Run("images", "-aq"), "")
 	e.Run("load", "-i", filepath.Join(e.Dir, "busybox.tar.saved"))

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -17,13 +16,13 @@ import (
 
 // How long a list of tags may get.
 const (
-	tagPage  = 1000 // asked for at once; a registry may give fewer
 	maxTags  = 10_000
 	maxPages = 500
 )
 
 // Tags lists the tags of a repository, at most 10,000. Pages follow each other
-// as the registry says in its Link headers (distribution-spec, "Listing Tags").
+// as the registry says in its Link headers (distribution-spec, "Listing Tags");
+// how long they are is left to it, as Docker does: some refuse a large number.
 func (c *Client) Tags(ctx context.Context, ref string, auth model.RegistryAuth) ([]string, error) {
 	r, err := parse(ref)
 	if err != nil {
@@ -34,22 +33,16 @@ func (c *Client) Tags(ctx context.Context, ref string, auth model.RegistryAuth) 
 		all = nil
 		seen := map[string]bool{}
 		next := e.base.JoinPath("v2", r.path, "tags/list")
-		next.RawQuery = fmt.Sprintf("n=%d", tagPage)
 		for range maxPages {
 			got, after, err := c.tagPage(ctx, e, r, next, auth)
 			if err != nil {
 				return err
 			}
-			more := false
 			for _, t := range got {
 				if !seen[t] && len(all) < maxTags {
-					more, seen[t] = true, true
+					seen[t] = true
 					all = append(all, t)
 				}
-			}
-			if after == nil && more && len(got) >= tagPage { // full, and no word of the next
-				after = e.base.JoinPath("v2", r.path, "tags/list")
-				after.RawQuery = url.Values{"n": {fmt.Sprint(tagPage)}, "last": {got[len(got)-1]}}.Encode()
 			}
 			if after == nil || after.String() == next.String() || len(all) >= maxTags {
 				break
