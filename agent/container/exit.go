@@ -2,12 +2,10 @@ package container
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"sync"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 
@@ -90,28 +88,6 @@ func (c *Container) monitor(task model.Task, run *run) {
 	}
 	failpoint.Hit("exit.deleted")
 	close(run.ended)
-}
-
-// leaveNetworks gives addresses and ports back: whoever hears of the end may
-// want them at once.
-func (c *Container) leaveNetworks(ctx context.Context, r *Record) {
-	log := c.m.o.Log.With("container", c.id)
-	c.mu.Lock()
-	eps := c.endpoints
-	c.mu.Unlock()
-	if r.SandboxKey != "" && !r.HostConfig.NetworkMode.IsContainer() {
-		eps = nil // they go with the sandbox, which is much cheaper
-	}
-	for _, ep := range eps {
-		if err := c.m.o.Networks.Detach(ctx, c.id, ep.NetworkID); err != nil {
-			log.Error("detach network", "network", ep.NetworkName, "error", err)
-		}
-	}
-	if r.SandboxKey != "" && !r.HostConfig.NetworkMode.IsContainer() {
-		if err := c.m.o.Networks.RemoveSandbox(ctx, r.SandboxKey); err != nil {
-			log.Error("remove network namespace", "error", err)
-		}
-	}
 }
 
 // bookExit stores how the run ended.
@@ -236,90 +212,3 @@ const (
 	condNextExit   = container.WaitConditionNextExit
 	condRemoved    = container.WaitConditionRemoved
 )
-
-type waiter struct {
-	cond container.WaitCondition
-	ch   chan container.WaitResponse
-}
-
-// wake answers all waiters of a condition; c.mu is held. The removal of a
-// container wakes everybody.
-func (c *Container) wake(cond container.WaitCondition, code int, msg string) {
-	resp := container.WaitResponse{StatusCode: int64(code)}
-	if msg != "" {
-		resp.Error = &container.WaitExitError{Message: msg}
-	}
-	keep := c.waiters[:0]
-	for _, w := range c.waiters {
-		if w.cond == cond || cond == condRemoved {
-			w.ch <- resp
-		} else {
-			keep = append(keep, w)
-		}
-	}
-	c.waiters = keep
-}
-
-// Wait registers for a condition and returns a channel that gets the answer
-// once. The registration is made when Wait returns: what happens afterwards
-// is not missed. Forget gives the registration up.
-func (m *Manager) Wait(ref string, cond container.WaitCondition) (<-chan container.WaitResponse, func(), error) {
-	c, err := m.find(ref)
-	if err != nil {
-		return nil, nil, err
-	}
-	ch := make(chan container.WaitResponse, 1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r := c.rec.Load()
-	switch {
-	case c.removed:
-		ch <- container.WaitResponse{StatusCode: int64(c.exitCode)}
-		return ch, func() {}, nil
-	case cond == condNotRunning && !r.State.Running():
-		ch <- container.WaitResponse{StatusCode: int64(r.State.ExitCode)}
-		return ch, func() {}, nil
-	}
-	c.waiters = append(c.waiters, waiter{cond, ch})
-	forget := func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for i, w := range c.waiters {
-			if w.ch == ch {
-				c.waiters = append(c.waiters[:i], c.waiters[i+1:]...)
-				return
-			}
-		}
-	}
-	return ch, forget, nil
-}
-
-// statusText is the STATUS column of docker ps.
-func statusText(s *State, now time.Time) string {
-	switch s.Status {
-	case container.StateRunning, container.StatePaused:
-		up := "Up " + units.HumanDuration(now.Sub(s.StartedAt))
-		if s.Status == container.StatePaused {
-			return up + " (Paused)"
-		}
-		if h := s.Health; h != nil && h.Status != container.NoHealthcheck && h.Status != "" {
-			if h.Status == container.Starting {
-				return up + " (health: starting)"
-			}
-			return fmt.Sprintf("%s (%s)", up, h.Status)
-		}
-		return up
-	case container.StateRestarting:
-		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.FinishedAt)))
-	case container.StateRemoving:
-		return "Removal In Progress"
-	case container.StateDead:
-		return "Dead"
-	case container.StateCreated:
-		return "Created"
-	}
-	if s.FinishedAt.IsZero() {
-		return "Created"
-	}
-	return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.FinishedAt)))
-}

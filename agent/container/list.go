@@ -2,12 +2,14 @@ package container
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
@@ -325,28 +327,32 @@ func portSummary(r *Record) []container.PortSummary {
 	return out
 }
 
-// Prune removes stopped containers.
-func (m *Manager) Prune(ctx context.Context, f model.Filters) (*container.PruneReport, error) {
-	if err := f.Check("until", "label", "label!"); err != nil {
-		return nil, err
-	}
-	until, err := f.Until(m.o.Clock.Now())
-	if err != nil {
-		return nil, err
-	}
-	rep := &container.PruneReport{ContainersDeleted: []string{}}
-	for _, c := range m.all() {
-		r := c.rec.Load()
-		if r.State.Running() || !until.IsZero() && !r.Created.Before(until) || !f.Labels(r.Config.Labels) {
-			continue
+// statusText is the STATUS column of docker ps.
+func statusText(s *State, now time.Time) string {
+	switch s.Status {
+	case container.StateRunning, container.StatePaused:
+		up := "Up " + units.HumanDuration(now.Sub(s.StartedAt))
+		if s.Status == container.StatePaused {
+			return up + " (Paused)"
 		}
-		rw, _ := m.o.Layers.Size(ctx, r.ID)
-		if err := m.Remove(ctx, c.id, RemoveOptions{}); err != nil {
-			m.o.Log.Warn("prune container", "container", c.id, "error", err)
-			continue
+		if h := s.Health; h != nil && h.Status != container.NoHealthcheck && h.Status != "" {
+			if h.Status == container.Starting {
+				return up + " (health: starting)"
+			}
+			return fmt.Sprintf("%s (%s)", up, h.Status)
 		}
-		rep.ContainersDeleted = append(rep.ContainersDeleted, c.id)
-		rep.SpaceReclaimed += uint64(rw)
+		return up
+	case container.StateRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.FinishedAt)))
+	case container.StateRemoving:
+		return "Removal In Progress"
+	case container.StateDead:
+		return "Dead"
+	case container.StateCreated:
+		return "Created"
 	}
-	return rep, nil
+	if s.FinishedAt.IsZero() {
+		return "Created"
+	}
+	return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, units.HumanDuration(now.Sub(s.FinishedAt)))
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
 
 	"machine/agent/failpoint"
 	"machine/agent/fault"
@@ -242,14 +241,6 @@ func (m *Manager) depsUp(c *Container) bool {
 	return true
 }
 
-// finishRemoval goes on with a removal that a crash cut short.
-func (m *Manager) finishRemoval(ctx context.Context, c *Container) {
-	_, volumes := c.removal()
-	if err := m.remove(ctx, c, RemoveOptions{Volumes: volumes || c.rec.Load().HostConfig.AutoRemove}); err != nil {
-		m.o.Log.Error("finish removal", "container", c.id, "error", err)
-	}
-}
-
 // sweep ends and removes what no record owns: what a crash left in the middle
 // of create or remove, and the processes of a container whose record was set
 // aside. The files of such a one are kept, for somebody to look at.
@@ -299,102 +290,4 @@ func (m *Manager) Known(id string) bool {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.byID[id] != nil
-}
-
-// Connect attaches a container to a further network; a stopped one when it
-// starts.
-func (m *Manager) Connect(ctx context.Context, ref, networkName string, cfg *network.EndpointSettings) error {
-	c, err := m.hold(ctx, ref)
-	if err != nil {
-		return err
-	}
-	defer c.unlock()
-	r := c.rec.Load()
-	if mode := r.HostConfig.NetworkMode; mode.IsHost() || mode.IsContainer() {
-		return fault.Invalid.Errorf("container sharing network namespace with another container or host cannot be connected to any other network")
-	}
-	if networkName == "host" || networkName == "none" {
-		return fault.Forbidden.Errorf("container cannot be connected to %s network", networkName)
-	}
-	if _, dup := r.Networks[networkName]; dup {
-		return fault.Forbidden.Errorf("endpoint with name %s already exists in network %s", r.Name, networkName)
-	}
-	if cfg == nil {
-		cfg = &network.EndpointSettings{}
-	}
-	n := r.clone()
-	n.Networks = map[string]*network.EndpointSettings{networkName: cfg}
-	for k, v := range r.Networks {
-		if k != "none" {
-			n.Networks[k] = v
-		}
-	}
-	if _, err := c.running(); err != nil {
-		return c.set(func(r *Record) { r.Networks = n.Networks })
-	}
-	ep, err := c.attachOne(ctx, n, networkName, r.SandboxKey, nil)
-	if err != nil {
-		return err
-	}
-	return c.bookEndpoints(ctx, n, networkName, ep)
-}
-
-// bookEndpoints stores a changed set of endpoints of a running container; a
-// nil endpoint is one that went.
-func (c *Container) bookEndpoints(ctx context.Context, n *Record, name string, ep *model.Endpoint) error {
-	c.mu.Lock()
-	eps := map[string]*model.Endpoint{}
-	for k, v := range c.endpoints {
-		if k != name {
-			eps[k] = v
-		}
-	}
-	if ep != nil {
-		eps[name] = ep
-	}
-	c.endpoints = eps
-	nets, ports := operational(n, eps)
-	err := c.setLocked(func(r *Record) { r.Networks, r.Ports = nets, ports })
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return c.m.writeNetFiles(ctx, c.rec.Load(), eps)
-}
-
-// Disconnect takes a container off a network. With force an unknown
-// container is no error for the caller to mind.
-func (m *Manager) Disconnect(ctx context.Context, ref, networkName, networkID string, force bool) error {
-	c, err := m.find(ref)
-	if err != nil {
-		if force {
-			return m.o.Networks.Detach(ctx, ref, networkID)
-		}
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
-		return err
-	}
-	defer c.unlock()
-	r := c.rec.Load()
-	if mode := r.HostConfig.NetworkMode; mode.IsHost() || mode.IsContainer() {
-		return fault.Invalid.Errorf("container sharing network namespace with another container or host cannot be disconnected from any network")
-	}
-	if _, ok := r.Networks[networkName]; !ok {
-		return fault.Forbidden.Errorf("container %s is not connected to network %s", r.ID, networkName)
-	}
-	n := r.clone()
-	n.Networks = map[string]*network.EndpointSettings{}
-	for k, v := range r.Networks {
-		if k != networkName {
-			n.Networks[k] = v
-		}
-	}
-	if _, err := c.running(); err != nil {
-		return c.set(func(r *Record) { r.Networks = n.Networks })
-	}
-	if err := m.o.Networks.Detach(ctx, c.id, networkID); err != nil {
-		return err
-	}
-	return c.bookEndpoints(ctx, n, networkName, nil)
 }

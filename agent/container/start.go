@@ -3,17 +3,13 @@ package container
 import (
 	"context"
 	"errors"
-	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
 
 	"machine/agent/failpoint"
 	"machine/agent/fault"
@@ -258,135 +254,6 @@ func (c *Container) sandbox(ctx context.Context, r *Record, u *undo.Stack) (stri
 	clean := context.WithoutCancel(ctx)
 	u.Add(func() error { return c.m.o.Networks.RemoveSandbox(clean, key) })
 	return key, nil
-}
-
-// attachAll connects the sandbox to the container's networks, by name, the
-// one of the network mode first: it becomes eth0.
-func (c *Container) attachAll(ctx context.Context, r *Record, key string, u *undo.Stack) (map[string]*model.Endpoint, error) {
-	eps := map[string]*model.Endpoint{}
-	mode := r.HostConfig.NetworkMode
-	if mode.IsContainer() || mode.IsHost() || mode.IsNone() {
-		return eps, nil
-	}
-	names := slices.SortedFunc(maps.Keys(r.Networks), func(a, b string) int {
-		if d := r.Networks[b].GwPriority - r.Networks[a].GwPriority; d != 0 {
-			return d
-		}
-		if (a == string(mode)) != (b == string(mode)) {
-			if a == string(mode) {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a, b)
-	})
-	published := false
-	for _, name := range names {
-		var ports []model.PortRequest
-		if !published {
-			ports = portRequests(r)
-		}
-		ep, err := c.attachOne(ctx, r, name, key, ports)
-		if err != nil {
-			return nil, err
-		}
-		published = published || len(ep.Ports) > 0
-		eps[name] = ep
-		clean := context.WithoutCancel(ctx)
-		u.Add(func() error { return c.m.o.Networks.Detach(clean, c.id, ep.NetworkID) })
-	}
-	return eps, nil
-}
-
-func (c *Container) attachOne(ctx context.Context, r *Record, name, key string, ports []model.PortRequest) (*model.Endpoint, error) {
-	cfg := r.Networks[name].Copy()
-	if cfg == nil {
-		cfg = &network.EndpointSettings{}
-	}
-	if name == "bridge" {
-		cfg.Links = nil // links of the default bridge are hosts lines
-	} else if len(cfg.Links) == 0 {
-		cfg.Links = r.HostConfig.Links
-	}
-	return c.m.o.Networks.Attach(ctx, model.AttachConfig{
-		ContainerID: c.id, ContainerName: r.Name, Hostname: r.Config.Hostname, NetworkRef: name,
-		SandboxKey: key, Config: cfg, Ports: ports,
-	})
-}
-
-// portRequests are --publish and --publish-all.
-func portRequests(r *Record) []model.PortRequest {
-	var out []model.PortRequest
-	for port, bs := range r.HostConfig.PortBindings {
-		for _, b := range bs {
-			out = append(out, model.PortRequest{Port: port, HostIP: b.HostIP, HostPort: b.HostPort})
-		}
-	}
-	if r.HostConfig.PublishAllPorts {
-		for port := range r.Config.ExposedPorts {
-			if len(r.HostConfig.PortBindings[port]) == 0 {
-				out = append(out, model.PortRequest{Port: port})
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b model.PortRequest) int {
-		return strings.Compare(a.Port.String()+a.HostPort+a.HostIP.String(), b.Port.String()+b.HostPort+b.HostIP.String())
-	})
-	return out
-}
-
-// operational merges what is into what was asked for.
-func operational(r *Record, eps map[string]*model.Endpoint) (map[string]*network.EndpointSettings, network.PortMap) {
-	nets := map[string]*network.EndpointSettings{}
-	ports := network.PortMap{}
-	for port := range r.Config.ExposedPorts {
-		ports[port] = nil
-	}
-	for name, cfg := range r.Networks {
-		n := cfg.Copy()
-		if n == nil {
-			n = &network.EndpointSettings{}
-		}
-		if ep := eps[name]; ep != nil {
-			fillEndpoint(n, ep)
-			for _, p := range ep.Ports {
-				b := network.PortBinding{HostIP: p.HostIP, HostPort: fmt.Sprint(p.HostPort)}
-				// Ports follow the way out: an endpoint that was attached
-				// earlier may still say that it had them.
-				if p.HostIP.IsValid() && !slices.Contains(ports[p.Port], b) {
-					ports[p.Port] = append(ports[p.Port], b)
-				}
-			}
-		}
-		nets[name] = n
-	}
-	return nets, ports
-}
-
-func fillEndpoint(n *network.EndpointSettings, ep *model.Endpoint) {
-	n.NetworkID, n.EndpointID = ep.NetworkID, ep.ID
-	n.MacAddress = network.HardwareAddr(ep.MAC)
-	n.Gateway, n.IPv6Gateway = ep.Gateway, ep.Gateway6
-	n.DNSNames = ep.DNSNames
-	if ep.IPv4.IsValid() {
-		n.IPAddress, n.IPPrefixLen = ep.IPv4.Addr(), ep.IPv4.Bits()
-	}
-	if ep.IPv6.IsValid() {
-		n.GlobalIPv6Address, n.GlobalIPv6PrefixLen = ep.IPv6.Addr(), ep.IPv6.Bits()
-	}
-}
-
-// clearEndpoints forgets what was true only while running.
-func clearEndpoints(in map[string]*network.EndpointSettings, macs map[string]bool) map[string]*network.EndpointSettings {
-	out := map[string]*network.EndpointSettings{}
-	for name, e := range in {
-		n := &network.EndpointSettings{IPAMConfig: e.IPAMConfig, Links: e.Links, Aliases: e.Aliases, DriverOpts: e.DriverOpts, GwPriority: e.GwPriority, NetworkID: e.NetworkID, DNSNames: e.DNSNames}
-		if macs[name] {
-			n.MacAddress = e.MacAddress
-		}
-		out[name] = n
-	}
-	return out
 }
 
 // cancelRestart ends a back-off.
