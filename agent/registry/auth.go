@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -196,8 +197,8 @@ func trusts(host, realm string) bool {
 func organisation(d string) bool {
 	labels := strings.Split(d, ".")
 	switch {
-	case len(labels) < 2:
-		return false
+	case len(labels) < 2: // RFC 6762, appendix G: names that are private networks'
+		return slices.Contains([]string{"local", "lan", "internal", "intranet", "private", "corp", "home"}, d)
 	case len(labels) == 2 && len(labels[1]) == 2 && len(labels[0]) <= 3: // co.uk, com.au
 		return false
 	}
@@ -214,7 +215,10 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 	if u.Scheme == "http" && !(e.insecure && (e.base.Scheme == "http" || c.IsInsecure(ctx, u.Host))) {
 		return token{}, fault.Forbidden.Errorf("registry %s sends to a token server over plain HTTP at %s: refused", e.base.Host, u.Host)
 	}
-	if !trusts(e.base.Host, u.Host) {
+	var withheld string
+	if !trusts(e.base.Host, u.Host) && k.auth != (model.RegistryAuth{}) {
+		withheld = fmt.Sprintf("; its token server %s is another host: the credentials were not shown to it", u.Host)
+		c.o.Log.Warn("credentials withheld from a token server on another host", "registry", e.base.Host, "server", u.Host)
 		k.auth = model.RegistryAuth{}
 	}
 	scopes := []string{}
@@ -240,7 +244,10 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return token{}, apiError(resp, "")
+		if err := apiError(resp, ""); withheld == "" {
+			return token{}, err
+		}
+		return token{}, fault.Unauthorized.Errorf("unauthorized: registry %s%s", e.base.Host, withheld)
 	}
 	t, refresh, err := readToken(resp)
 	if offline {
