@@ -1,8 +1,6 @@
 package container
 
-import (
-	"github.com/moby/moby/api/types/container"
-)
+import "github.com/moby/moby/api/types/container"
 
 type waiter struct {
 	cond container.WaitCondition
