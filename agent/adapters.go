@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/moby/moby/api/types/events"
 	apinetwork "github.com/moby/moby/api/types/network"
 	apivolume "github.com/moby/moby/api/types/volume"
 
@@ -91,6 +92,9 @@ func (n networkAPI) Remove(ctx context.Context, ref string) error {
 
 func (n networkAPI) Prune(ctx context.Context, f model.Filters) ([]string, error) {
 	rep, err := n.a.networks.Prune(ctx, f, n.a.containers.RefersToNetwork)
+	if err == nil {
+		n.a.pruned(events.NetworkEventType, 0)
+	}
 	return rep.NetworksDeleted, err
 }
 
@@ -111,7 +115,10 @@ func (n networkAPI) Disconnect(ctx context.Context, ref, id string, force bool) 
 }
 
 // volumeAPI gives the API the volumes.
-type volumeAPI struct{ m *volume.Manager }
+type volumeAPI struct {
+	m *volume.Manager
+	a *Agent
+}
 
 func (v volumeAPI) List(_ context.Context, f model.Filters) ([]apivolume.Volume, error) {
 	rep, err := v.m.List(f)
@@ -138,6 +145,9 @@ func (v volumeAPI) Remove(ctx context.Context, name string, force bool) error {
 
 func (v volumeAPI) Prune(ctx context.Context, f model.Filters) ([]string, uint64, error) {
 	rep, err := v.m.Prune(ctx, f)
+	if err == nil {
+		v.a.pruned(events.VolumeEventType, rep.SpaceReclaimed)
+	}
 	return rep.VolumesDeleted, rep.SpaceReclaimed, err
 }
 

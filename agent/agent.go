@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -252,7 +253,7 @@ func (a *Agent) Handler() http.Handler {
 	return api.New(api.Options{
 		Backend: api.Backend{
 			Create: a.containers, Life: a.containers, Info: a.containers, Streams: a.containers, Files: a.containers, Execs: a.containers,
-			Images: a.images, Registry: a.hub, Networks: networkAPI{a}, Volumes: volumeAPI{a.volumes}, Events: a.events, System: a,
+			Images: a.images, Registry: a.hub, Networks: networkAPI{a}, Volumes: volumeAPI{a.volumes, a}, Events: a.events, System: a,
 		},
 		EngineVersion: Version, Log: a.log,
 	})
@@ -318,6 +319,11 @@ func (a *Agent) volumeEvent(action, name, driver, containerID string) {
 		attrs["container"] = containerID
 	}
 	a.events.Publish(events.VolumeEventType, events.Action(action), name, attrs)
+}
+
+// pruned tells of a prune and the bytes that it freed.
+func (a *Agent) pruned(what events.Type, freed uint64) {
+	a.events.Publish(what, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatUint(freed, 10)})
 }
 
 func (a *Agent) networkEvent(action, id, name, driver, containerID string) {

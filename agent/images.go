@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -113,7 +112,7 @@ func (s *imageStore) RemoveImage(ctx context.Context, ref string, force, noprune
 func (s *imageStore) PruneImages(ctx context.Context, all bool, keep func(*image.Summary) bool) ([]image.Removed, int64, error) {
 	out, freed, err := s.Prune(ctx, image.PruneOptions{All: all, Keep: keep, InUse: s.InUse})
 	if err == nil {
-		s.a.events.Publish(events.ImageEventType, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatInt(freed, 10)})
+		s.a.pruned(events.ImageEventType, uint64(max(freed, 0)))
 	}
 	return out, freed, err
 }

@@ -365,15 +365,11 @@ func (i *imageAPI) matcher(r *request, f model.Filters) (func(*image.Summary) bo
 	}
 	all := r.boolean("all")
 	return func(s *image.Summary) bool {
-		untagged := len(s.RepoTags) == 0
-		if len(f["dangling"]) > 0 {
-			if dangling != (untagged && !s.Children) {
-				return false
-			}
-		} else if !all && untagged && s.Children && len(s.Digests) == 0 {
-			return false
-		}
+		nameless := len(s.RepoTags)+len(s.Digests) == 0
 		switch {
+		case dangling && (s.Children || len(s.RepoTags) > 0), nameless && !all && s.Children,
+			nameless && !dangling && len(f["dangling"]) > 0:
+			return false
 		case !before.IsZero() && !s.Created.Before(before), !since.IsZero() && !s.Created.After(since),
 			!until.IsZero() && !s.Created.Before(until), !f.Labels(s.Config.Config.Labels):
 			return false

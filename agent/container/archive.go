@@ -221,5 +221,9 @@ func (m *Manager) Freeze(ctx context.Context, ref string) (r *Record, thaw func(
 	if err := task.Pause(); err != nil {
 		return nil, nil, err
 	}
-	return r, func() { task.Resume() }, nil
+	c.event(events.ActionPause)
+	return r, func() {
+		task.Resume()
+		c.event(events.ActionUnPause)
+	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"syscall"
 
 	"github.com/moby/moby/api/types/container"
@@ -213,5 +214,6 @@ func (m *Manager) Prune(ctx context.Context, f model.Filters) (*container.PruneR
 		rep.ContainersDeleted = append(rep.ContainersDeleted, c.id)
 		rep.SpaceReclaimed += uint64(rw)
 	}
+	m.o.Publish(events.ContainerEventType, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatUint(rep.SpaceReclaimed, 10)})
 	return rep, nil
 }

@@ -63,9 +63,39 @@ func (s *Store) History(ctx context.Context, ref string) ([]HistoryItem, error) 
 
 // Usage is the disk that images hold.
 type Usage struct {
-	Layers int64                   // bytes of all layers, each counted once
+	Layers int64                   // bytes of all layers that images show, each counted once
 	Shared map[digest.Digest]int64 // image to bytes that it shares with others
 	Free   map[digest.Digest]int64 // image to bytes that its removal would free
+}
+
+// shown gives the chains of the images that docker images shows: not those of
+// untagged ones that others were made from, nor what a container has kept of a
+// removed one. s.mu is held.
+func (s *Store) shown() map[digest.Digest]bool {
+	names, parents := map[digest.Digest]bool{}, map[digest.Digest]bool{}
+	for _, id := range s.byRef {
+		names[id] = true
+	}
+	for _, e := range s.images {
+		parents[e.Parent] = true
+	}
+	out := map[digest.Digest]bool{}
+	for id, e := range s.images {
+		if names[id] || !parents[id] {
+			for _, c := range e.chains {
+				out[c] = true
+			}
+		}
+	}
+	return out
+}
+
+// held is the bytes of all layers on the disk.
+func (s *Store) held() (n int64) {
+	for _, l := range s.o.Layers.List() {
+		n += l.Size
+	}
+	return n
 }
 
 // DiskUsage adds up the layers.
@@ -79,10 +109,13 @@ func (s *Store) DiskUsage(ctx context.Context) (Usage, error) {
 			users[c]++
 		}
 	}
+	shown := s.shown()
 	sizes := map[digest.Digest]int64{}
 	for _, l := range s.o.Layers.List() {
 		sizes[l.Chain] = l.Size
-		u.Layers += l.Size
+		if shown[l.Chain] {
+			u.Layers += l.Size
+		}
 	}
 	for id, e := range s.images {
 		for _, c := range e.chains {

@@ -363,10 +363,7 @@ type PruneOptions struct {
 // Prune removes images that nothing uses, and frees layers that nothing
 // needs. It goes on after an image that cannot be removed.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Removed, freed int64, err error) {
-	before, err := s.DiskUsage(ctx)
-	if err != nil {
-		return nil, 0, err
-	}
+	before := s.held()
 	list, err := s.List(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -396,6 +393,5 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (removed []Removed, f
 		}
 	}
 	s.gc(ctx)
-	after, err := s.DiskUsage(ctx)
-	return removed, before.Layers - after.Layers, err
+	return removed, before - s.held(), nil
 }

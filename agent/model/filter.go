@@ -139,7 +139,7 @@ func ParseTime(s string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, fault.Invalid.Errorf("invalid time %q", s)
+	return time.Time{}, fault.Invalid.Errorf("failed to parse value as time or duration: %q", s)
 }
 
 // Truth reads a boolean as Docker's API takes it.

@@ -83,6 +83,5 @@ func (m *Manager) Prune(ctx context.Context, f model.Filters, used func(id, name
 			report.NetworksDeleted = append(report.NetworksDeleted, n.Name)
 		}
 	}
-	m.o.Publish("prune", "", "", "", "")
 	return report, nil
 }

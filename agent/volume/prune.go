@@ -37,6 +37,5 @@ func (m *Manager) Prune(ctx context.Context, f model.Filters) (apivolume.PruneRe
 		}
 		v.mu.Unlock()
 	}
-	m.publish("prune", "", "", "")
 	return report, nil
 }
