@@ -41,12 +41,13 @@ func (m *Manager) List(ctx context.Context, o ListOptions) ([]*container.Summary
 	slices.SortFunc(recs, func(a, b *Record) int { return b.Created.Compare(a.Created) })
 	now := m.o.Clock.Now()
 	out := []*container.Summary{}
+	means := map[string]string{}
 	for _, r := range recs {
 		if !match(r) {
 			continue
 		}
 		s := m.summary(r, now)
-		s.Image = m.imageName(ctx, r)
+		s.Image = m.imageName(ctx, r, means)
 		if o.Size {
 			s.SizeRw, s.SizeRootFs = m.sizes(ctx, r)
 		}
@@ -59,13 +60,21 @@ func (m *Manager) List(ctx context.Context, o ListOptions) ([]*container.Summary
 }
 
 // imageName is the name that a container was made by while it still stands
-// for the same image, and else that image's id.
-func (m *Manager) imageName(ctx context.Context, r *Record) string {
+// for the same image, and else that image's id. means remembers for one list
+// which image a name stands for.
+func (m *Manager) imageName(ctx context.Context, r *Record, means map[string]string) string {
 	name, id := r.Config.Image, string(r.ImageID)
 	if name == id || id == "" {
 		return name
 	}
-	if img, err := m.o.Images.Get(ctx, name); err == nil && string(img.ID) == id {
+	now, known := means[name]
+	if !known {
+		if img, err := m.o.Images.Get(ctx, name); err == nil {
+			now = string(img.ID)
+		}
+		means[name] = now
+	}
+	if now == id {
 		return name
 	}
 	return id

@@ -280,7 +280,7 @@ func (s *Store) remember(id digest.Digest, c source) {
 		s.o.Log.Warn("remember where a layer is", "image", id, "err", err)
 		return
 	}
-	e.record = r
+	e.Sources = r.Sources // alone: the rest is read without the lock
 }
 
 func (p *push) manifest(layers []v1.Descriptor) error {

@@ -320,15 +320,17 @@ type Details struct {
 func (s *Store) Details(ctx context.Context, id digest.Digest) (Details, error) {
 	s.mu.Lock()
 	e := s.images[id]
-	s.mu.Unlock()
 	if e == nil {
+		s.mu.Unlock()
 		return Details{}, noSuchImage(id.String())
 	}
-	raw, err := s.o.Blobs.Get(id)
-	if err != nil {
+	d := Details{Parent: e.Parent, LastTagged: e.Tagged}
+	s.mu.Unlock()
+	var err error
+	if d.Raw, err = s.o.Blobs.Get(id); err != nil {
 		return Details{}, err
 	}
-	return Details{Parent: e.Parent, LastTagged: e.Tagged, Raw: raw}, nil
+	return d, nil
 }
 
 // Summary is an image in a list.

@@ -74,6 +74,6 @@ func (s *Store) point(n reference.Named, id digest.Digest, tagged time.Time) err
 	if err := s.recs.Put(id.Encoded(), r); err != nil {
 		return err
 	}
-	e.record = r
+	e.Tagged = tagged // alone: the rest of the record is read without the lock
 	return nil
 }
