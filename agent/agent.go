@@ -82,6 +82,7 @@ const memoryGoal = 40
 // when all that ran before has been found again.
 func Run(ctx context.Context, c *Config, stderr io.Writer) error {
 	debug.SetGCPercent(memoryGoal)
+	c.exportProxies()
 	log, level := newLogger(c, stderr)
 	unlock, err := lockRoot(c)
 	if err != nil {

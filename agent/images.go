@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -85,6 +86,17 @@ func (c *Config) proxies() *httpproxy.Config {
 	p := httpproxy.FromEnvironment()
 	p.HTTPProxy, p.HTTPSProxy, p.NoProxy = cmp.Or(c.HTTPProxy, p.HTTPProxy), cmp.Or(c.HTTPSProxy, p.HTTPSProxy), cmp.Or(c.NoProxy, p.NoProxy)
 	return p
+}
+
+// exportProxies puts the configured proxies into this process's environment, as
+// dockerd does: docker import of an address goes by them, too.
+func (c *Config) exportProxies() {
+	for name, v := range map[string]string{"HTTP_PROXY": c.HTTPProxy, "HTTPS_PROXY": c.HTTPSProxy, "NO_PROXY": c.NoProxy} {
+		if v != "" {
+			os.Setenv(name, v)
+			os.Unsetenv(strings.ToLower(name)) // which would go before it
+		}
+	}
 }
 
 // masked hides the credentials in a proxy's address, as dockerd shows them.

@@ -168,6 +168,11 @@ func TestMirrorsAndProxies(t *testing.T) {
 	}
 	configure(fmt.Sprintf(`{"proxies": {"https-proxy": "http://%s"}}`, h.addr))
 	e.Fails(1, "certificate", "pull", "origin/box:2")
+	// An import goes by the proxy, too.
+	configure(fmt.Sprintf(`{"proxies": {"http-proxy": "http://%s"}}`, h.addr))
+	h.requests()
+	e.Try("import", "http://files.test/image.tar")
+	engine.Contains(t, "the proxy heard", h.requests(), "GET files.test")
 	stop()
 	e.Audit()
 }
