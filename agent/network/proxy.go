@@ -14,22 +14,30 @@ const udpIdle = 90 * time.Second
 
 // relay serves the bindings that the kernel cannot lead: the host's address is
 // of another family than the container's ([::]:80 to a container that has
-// IPv4 only). The sockets are those of hostPorts: closing one ends its relay.
+// IPv4 only), and of TCP those connections that met the socket alone: before
+// the kernel was told of the binding, or after it was told of its end. Nobody
+// else would ever accept them. The sockets are those of hostPorts: closing one
+// ends its relay.
 func (m *Manager) relay(ep *Endpoint) {
 	for _, b := range ep.Ports {
-		if _, direct := ep.Direct(b); direct || !b.HostIP.IsValid() {
+		if !b.HostIP.IsValid() {
 			continue
 		}
-		to := ep.IPv4.Addr()
-		if !to.IsValid() {
-			to = ep.IPv6.Addr()
+		target, direct := ep.Direct(b)
+		if !direct {
+			to := ep.IPv4.Addr()
+			if !to.IsValid() {
+				to = ep.IPv6.Addr()
+			}
+			target = netip.AddrPortFrom(to, b.Port.Num())
 		}
-		target := netip.AddrPortFrom(to, b.Port.Num())
 		switch s := m.ports.socket(b).(type) {
 		case *net.TCPListener:
 			m.wg.Go(func() { relayTCP(s, target) })
 		case *net.UDPConn:
-			m.wg.Go(func() { relayUDP(s, target) })
+			if !direct {
+				m.wg.Go(func() { relayUDP(s, target) })
+			}
 		}
 	}
 }
