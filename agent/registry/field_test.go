@@ -438,3 +438,21 @@ func TestMountRefused(t *testing.T) {
 		t.Errorf("got %v, %v, %v", has, mounted, err)
 	}
 }
+
+// TestLongWait: a registry that wants to be left alone for long is not asked
+// again, and the user is told.
+func TestLongWait(t *testing.T) {
+	for _, after := range []string{"3600", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)} {
+		r := registrytest.New(t, false)
+		r.Fault = func(w http.ResponseWriter, q *http.Request) bool {
+			w.Header().Set("Retry-After", after)
+			w.WriteHeader(http.StatusTooManyRequests)
+			fmt.Fprint(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit"}]}`)
+			return true
+		}
+		_, _, err := client(t, Options{}).Manifest(bg, r.Host+"/x:1", anonymous)
+		if err == nil || !strings.Contains(err.Error(), "toomanyrequests: You have reached your pull rate limit (it wants to be asked again in ") || strings.Count(err.Error(), "toomanyrequests") != 1 || len(r.Seen()) != 1 {
+			t.Errorf("%d requests, %v", len(r.Seen()), err)
+		}
+	}
+}

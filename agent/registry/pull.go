@@ -58,6 +58,9 @@ func apiError(resp *http.Response, what string) error {
 	if len(text) > 500 {
 		text = text[:500]
 	}
+	if wait, ok := retryAfter(resp); ok && wait > maxBackoff && resp.StatusCode >= 400 {
+		text += fmt.Sprintf(" (it wants to be asked again in %s)", wait.Round(time.Second))
+	}
 	begin := func(word string) string { return word + strings.TrimPrefix(text, word) } // once
 	switch resp.StatusCode {
 	case http.StatusUnauthorized:

@@ -201,15 +201,23 @@ func later(resp *http.Response, err error, try int) (time.Duration, bool) {
 	}
 	switch resp.StatusCode {
 	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusRequestTimeout:
-		after := resp.Header.Get("Retry-After")
-		if s, err := strconv.ParseUint(after, 10, 16); err == nil {
-			wait = min(time.Duration(s)*time.Second, maxBackoff)
-		} else if at, err := http.ParseTime(after); err == nil {
-			wait = min(max(time.Until(at), 0), maxBackoff)
+		if asked, ok := retryAfter(resp); ok {
+			// Who is to wait for long is told so; to come earlier is no use.
+			return asked, asked <= maxBackoff
 		}
 		return wait, true
 	}
 	return 0, false
+}
+
+// retryAfter reads how long a server wants to be left alone (RFC 9110, 10.2.3).
+func retryAfter(resp *http.Response) (time.Duration, bool) {
+	after := resp.Header.Get("Retry-After")
+	if s, err := strconv.ParseUint(after, 10, 24); err == nil {
+		return time.Duration(s) * time.Second, true
+	}
+	at, err := http.ParseTime(after)
+	return max(time.Until(at), 0), err == nil
 }
 
 // notTLS tells of an error whether it is a server's that speaks plain HTTP.
