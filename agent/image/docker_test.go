@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
 	"machine/agent/fault"
@@ -179,5 +180,29 @@ func TestFree(t *testing.T) {
 	s.Free(bg, top.TopLayer)
 	if n := len(s.o.Layers.List()); n != 1 {
 		t.Errorf("%d layers, want that of the image which is left", n)
+	}
+}
+
+// TestSaveByDigest: an image that is named by its digest is saved without a
+// name, also when a tag stands before the digest.
+func TestSaveByDigest(t *testing.T) {
+	s := open(t)
+	img := imported(t, s, "a:1", layertest.File("f", "x"))
+	d := digest.FromString("manifest")
+	n, err := reference.ParseNormalizedNamed("a@" + d.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.setRef(n, img.ID); err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]string{"a:1": `"RepoTags":["a:1"]`, "a@" + d.String(): `"RepoTags":null`, "a:1@" + d.String(): `"RepoTags":null`} {
+		var b bytes.Buffer
+		if err := s.Save(bg, []string{ref}, &b); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s: the archive lacks %s", ref, want)
+		}
 	}
 }

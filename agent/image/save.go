@@ -107,6 +107,9 @@ func (s *Store) chooseOne(name string, add func(*entry, reference.Named)) error 
 	if !byID {
 		n, _ = oci.ParseRef(name)
 	}
+	if _, ok := n.(reference.Digested); ok {
+		n = nil // a tag beside a digest means nothing
+	}
 	add(e, n)
 	return nil
 }
