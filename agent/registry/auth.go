@@ -169,13 +169,7 @@ func trusts(host, realm string) bool {
 	if host == realm {
 		return true
 	}
-	name := func(s string) string {
-		if h, _, err := net.SplitHostPort(s); err == nil {
-			return h
-		}
-		return s
-	}
-	a, b := strings.ToLower(name(host)), strings.ToLower(name(realm))
+	a, b := hostOf(host), hostOf(realm)
 	if a == b {
 		return true // a registry at 5000 with its token server at 5001
 	}
@@ -190,6 +184,14 @@ func trusts(host, realm string) bool {
 		return strings.HasSuffix(b, "."+a) && organisation(a)
 	}
 	return b == parent || strings.HasSuffix(b, "."+parent)
+}
+
+// hostOf is a host's name or address without the port.
+func hostOf(s string) string {
+	if h, _, err := net.SplitHostPort(s); err == nil {
+		s = h
+	}
+	return strings.ToLower(s)
 }
 
 // organisation tells whether a domain belongs to one owner, as example.com
@@ -212,7 +214,9 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil {
 		return token{}, fault.Unavailable.Errorf("registry %s names no token server that can be used: %.200q", e.base.Host, p["realm"])
 	}
-	if u.Scheme == "http" && !(e.insecure && (e.base.Scheme == "http" || c.IsInsecure(ctx, u.Host))) {
+	// Who calls a registry insecure means the other ports of its host, too.
+	insecure := e.insecure && (hostOf(u.Host) == hostOf(e.base.Host) || c.IsInsecure(ctx, u.Host))
+	if u.Scheme == "http" && !insecure && !(e.insecure && e.base.Scheme == "http") {
 		return token{}, fault.Forbidden.Errorf("registry %s sends to a token server over plain HTTP at %s: refused", e.base.Host, u.Host)
 	}
 	var withheld string
@@ -228,7 +232,7 @@ func (c *Client) fetchToken(ctx context.Context, h *http.Client, e endpoint, k c
 		scopes = []string{p["scope"]}
 	}
 	if u.Host != e.base.Host {
-		if h, err = c.client(endpoint{base: u, insecure: e.insecure && c.IsInsecure(ctx, u.Host)}); err != nil {
+		if h, err = c.client(endpoint{base: u, insecure: insecure}); err != nil {
 			return token{}, err
 		}
 	}

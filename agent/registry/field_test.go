@@ -456,3 +456,22 @@ func TestLongWait(t *testing.T) {
 		}
 	}
 }
+
+// TestTokenServerBeside: a token server at another port of an insecure
+// registry's host has a certificate of its own making, too, and sees the
+// credentials.
+func TestTokenServerBeside(t *testing.T) {
+	other := registrytest.New(t, true)
+	other.Token = "tok"
+	r := registrytest.New(t, true)
+	r.Image(t, "x", "1", []byte("l"))
+	r.Token, r.TokenRealm = "tok", other.URL+"/token"
+	c := client(t, Options{Insecure: []string{r.Host}})
+	c.insecure = nil // loopback would be believed
+	if _, _, err := c.Manifest(bg, r.Host+"/x:1", user); err != nil {
+		t.Fatal(err)
+	}
+	if u, p, _ := other.Seen()[0].BasicAuth(); u != user.Username || p != user.Password {
+		t.Errorf("the token server saw %q", u)
+	}
+}
