@@ -58,6 +58,7 @@ func (c *Container) monitor(task model.Task, run *run) {
 	c.bookExit(x, restart)
 	failpoint.Hit("exit.booked")
 	left.Wait()
+	c.tellVolumes(r, events.ActionUnmount)
 	if x.OOMKilled && !told {
 		c.event(events.ActionOOM)
 	}

@@ -1,9 +1,11 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -62,6 +64,8 @@ func (c *Container) start(ctx context.Context) (err error) {
 		return err
 	}
 	failpoint.Hit("start.volumes")
+	c.tellVolumes(r, events.ActionMount)
+	u.Add(func() error { c.tellVolumes(r, events.ActionUnmount); return nil })
 	r = r.clone()
 	r.Remap = m.remap(r.HostConfig)
 	if err := checkUserns(r.Remap, r.HostConfig); err != nil { // the engine's settings may be others now
@@ -207,6 +211,20 @@ func (c *Container) bookFailure(err error) {
 	c.connectPending(nil)
 	c.wake(condNextExit, code, err.Error())
 	c.mu.Unlock()
+}
+
+// tellVolumes tells of each volume that the container begins or ceases to use.
+func (c *Container) tellVolumes(r *Record, a events.Action) {
+	for _, mt := range r.Mounts {
+		if mt.Type != mount.TypeVolume {
+			continue
+		}
+		attrs := map[string]string{"driver": cmp.Or(mt.Driver, "local"), "container": c.id}
+		if a == events.ActionMount {
+			attrs["destination"], attrs["propagation"], attrs["read/write"] = mt.Destination, string(mt.Propagation), strconv.FormatBool(mt.RW)
+		}
+		c.m.o.Publish(events.VolumeEventType, a, mt.Name, attrs)
+	}
 }
 
 // useVolumes mounts the volumes again: after a restart of the host they are

@@ -133,7 +133,6 @@ func (m *Manager) mount(v *volume) (err error) {
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 		return fmt.Errorf("mount volume %s: %w", v.rec.Name, err)
 	}
-	m.publish("mount", v.rec.Name, "local", "")
 	return nil
 }
 
@@ -168,7 +167,6 @@ func (m *Manager) unmount(v *volume) error {
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !notMounted(err) {
 		return fmt.Errorf("unmount volume %s: %w", v.rec.Name, err)
 	}
-	m.publish("unmount", v.rec.Name, "local", "")
 	return nil
 }
 

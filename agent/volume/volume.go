@@ -58,7 +58,7 @@ type volume struct {
 type Options struct {
 	Root string
 	Log  *slog.Logger
-	// Publish tells the event feed (create, mount, unmount, destroy);
+	// Publish tells the event feed (create, destroy);
 	// may be nil.
 	Publish func(action, name, driver, containerID string)
 	// UID and GID own the folders of new volumes: containers' root.
