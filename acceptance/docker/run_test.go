@@ -45,6 +45,11 @@ func TestExitCodes(t *testing.T) {
 	e.Fails(7, "", "run", "--rm", "busybox", "sh", "-c", "exit 7")
 	e.Fails(137, "", "run", "--rm", "busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?")
 	e.Fails(127, "executable file not found", "run", "--rm", "busybox", "nonesuch")
+	for range 5 { // the start's error alone, not beside it that of the wait
+		if r := e.Try("run", "--network", "none", "busybox", "nonesuch"); strings.Contains(r.Err, "Error waiting") {
+			t.Errorf("run of no program: %s", r.Err)
+		}
+	}
 	e.Fails(127, "no such file or directory", "run", "--rm", "busybox", "/none/such")
 	e.Fails(126, "permission denied", "run", "--rm", "busybox", "/etc/passwd")
 	e.Fails(1, "No such container", "start", "-a", "ghost")

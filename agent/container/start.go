@@ -209,7 +209,9 @@ func (c *Container) bookFailure(err error) {
 	c.mu.Lock()
 	c.exitCode = code
 	c.connectPending(nil)
-	c.wake(condNextExit, code, err.Error())
+	// Nobody who waits for the next exit is told: there was no run. The client
+	// would print its second-hand error beside that of the start.
+	c.wake(condNotRunning, code, "")
 	c.mu.Unlock()
 }
 
