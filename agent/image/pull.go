@@ -413,11 +413,16 @@ func (p *pull) save() (digest.Digest, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := p.s.setRef(c, id); err != nil {
-		return "", err
+	// An index's digest stays with the image of the platform that was first
+	// pulled, as with Docker: who runs NAME@DIGEST means that. A pull by the
+	// digest itself moves it.
+	_, digested := p.ref.(reference.Digested)
+	if digested || !p.s.named(c) {
+		if err := p.s.setRef(c, id); err != nil {
+			return "", err
+		}
 	}
 	failpoint.Hit("pull.digest")
-	_, digested := p.ref.(reference.Digested)
 	if t, ok := p.ref.(reference.NamedTagged); ok && !digested {
 		if err := p.s.setRef(t, id); err != nil {
 			return "", err

@@ -193,6 +193,26 @@ func TestPullIndex(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no matching manifest for linux/riscv64 in the manifest list entries") {
 		t.Errorf("riscv64: %v", err)
 	}
+	// Another platform's image takes the tag, but not the index's digest.
+	other := r.Image(t, "x", "s390x", lay(t, "a", "foreign"))
+	om := r.Manifests["x@"+other.String()]
+	idx.Manifests[0] = v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: other, Size: int64(len(om.Body)), Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}
+	both := r.Put(t, "x", "both", idx, v1.MediaTypeImageIndex)
+	pulled(t, s, r.Host+"/x:both")
+	foreign, err := s.Pull(bg, r.Host+"/x:both", "linux/s390x", model.RegistryAuth{}, model.Nothing)
+	if err != nil || foreign.ID == img.ID || len(foreign.Digests) != 0 {
+		t.Errorf("s390x: %+v, %v", foreign, err)
+	}
+	byDigest := r.Host + "/x@" + both.String()
+	if got, err := s.Get(bg, byDigest); err != nil || got.ID != img.ID {
+		t.Errorf("%s: %v, %v, want the first image", byDigest, got, err)
+	}
+	if _, err := s.Pull(bg, byDigest, "linux/s390x", model.RegistryAuth{}, model.Nothing); err != nil {
+		t.Error(err)
+	}
+	if got, err := s.Get(bg, byDigest); err != nil || got.ID != foreign.ID {
+		t.Errorf("%s: %v, %v, want the image that was pulled by it", byDigest, got, err)
+	}
 	// A name that stands for one image alone gives that one, with a warning.
 	var warned string
 	one, err := s.Pull(bg, r.Host+"/x:mine", "linux/s390x", model.RegistryAuth{}, func(e model.ProgressEvent) { warned = e.Status })

@@ -77,3 +77,11 @@ func (s *Store) point(n reference.Named, id digest.Digest, tagged time.Time) err
 	e.Tagged = tagged // alone: the rest of the record is read without the lock
 	return nil
 }
+
+// named tells whether a name stands for an image.
+func (s *Store) named(n reference.Named) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.byRef[n.String()]
+	return ok
+}
