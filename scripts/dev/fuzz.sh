@@ -3,7 +3,8 @@
 # FUZZ_SECONDS (60) each, and prints executions, inputs that found something
 # new, and seconds of processor. A crash is kept under the package's
 # testdata/fuzz, and ends in failure. FUZZ_PARALLEL (2) is how many at once in
-# a target.
+# a target. What a target writes is in memory, and inputs are made small with
+# few tries: some targets are slow, and time is for new inputs.
 set -eu
 cd "$(dirname "$0")/../.."
 export CGO_ENABLED=0
@@ -11,6 +12,11 @@ seconds=${FUZZ_SECONDS:-60}
 pattern=${1:-.}
 work=$(mktemp -d /var/tmp/machine-fuzz.XXXXXX)
 trap 'rm -rf "$work"' EXIT
+if [ -d /dev/shm ]; then
+	files=$(mktemp -d /dev/shm/machine-fuzz.XXXXXX)
+	export TMPDIR=$files
+	trap 'rm -rf "$work" "$files"' EXIT
+fi
 printf '%-46s %12s %10s %8s\n' target executions new 'CPU s'
 grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
 	pkg=$(dirname "$file")
@@ -20,7 +26,7 @@ grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
 		ok=1
 		TIMEFORMAT='%U %S'
 		{ time (cd "$pkg" && "$work/test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "${seconds}s" \
-			-test.fuzzcachedir "$work/cache/$target" -test.parallel "${FUZZ_PARALLEL:-2}" >"$work/out" 2>&1); } 2>"$work/time" || ok=
+			-test.fuzzcachedir "$work/cache/$target" -test.parallel "${FUZZ_PARALLEL:-2}" -test.fuzzminimizetime 50x >"$work/out" 2>&1); } 2>"$work/time" || ok=
 		cpu=$(awk '{printf "%.0f", $1 + $2}' "$work/time")
 		execs=$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$work/out" | tail -1)
 		new=$(sed -n 's/.*new interesting: \([0-9]*\).*/\1/p' "$work/out" | tail -1)
