@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/publicsuffix"
+
 	"machine/agent/fault"
 	"machine/agent/model"
 	"machine/agent/oci"
@@ -166,24 +168,15 @@ func (c *Client) remember(e endpoint, k call, t token) {
 // (auth.docker.io for registry-1.docker.io, gitlab.com for
 // registry.gitlab.com).
 func trusts(host, realm string) bool {
-	if host == realm {
-		return true
-	}
 	a, b := hostOf(host), hostOf(realm)
 	if a == b {
 		return true // a registry at 5000 with its token server at 5001
 	}
-	if _, err := netip.ParseAddr(strings.Trim(a, "[]")); err == nil {
-		return false
-	}
 	if a == "registry.redhat.io" && b == "sso.redhat.com" {
 		return true
 	}
-	_, parent, ok := strings.Cut(a, ".")
-	if !ok || !organisation(parent) {
-		return strings.HasSuffix(b, "."+a) && organisation(a)
-	}
-	return b == parent || strings.HasSuffix(b, "."+parent)
+	own := organisation(a)
+	return own != "" && own == organisation(b)
 }
 
 // hostOf is a host's name or address without the port.
@@ -194,17 +187,23 @@ func hostOf(s string) string {
 	return strings.ToLower(s)
 }
 
-// organisation tells whether a domain belongs to one owner, as example.com
-// and example.co.uk do and com and co.uk do not.
-func organisation(d string) bool {
-	labels := strings.Split(d, ".")
-	switch {
-	case len(labels) < 2: // RFC 6762, appendix G: names that are private networks'
-		return slices.Contains([]string{"local", "lan", "internal", "intranet", "private", "corp", "home"}, d)
-	case len(labels) == 2 && len(labels[1]) == 2 && len(labels[0]) <= 3: // co.uk, com.au
-		return false
+// organisation gives the domain of a host's owner, as the Public Suffix List
+// has it: example.co.uk for registry.example.co.uk. It is empty for addresses
+// and names of which nobody knows.
+func organisation(host string) string {
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return ""
 	}
-	return true
+	// RFC 6762, appendix G: domains that are a private network's own.
+	private := []string{"local", "lan", "internal", "intranet", "private", "corp", "home"}
+	if top := host[strings.LastIndex(host, ".")+1:]; top != host && slices.Contains(private, top) {
+		return top
+	}
+	own, err := publicsuffix.EffectiveTLDPlusOne(host)
+	if err != nil {
+		return ""
+	}
+	return own
 }
 
 // fetchToken asks a token server (distribution-spec's token authentication;

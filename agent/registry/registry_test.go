@@ -203,7 +203,7 @@ func TestTrusts(t *testing.T) {
 		{"registry-1.docker.io", "auth.docker.io", true}, {"registry.gitlab.com", "gitlab.com", true}, {"ghcr.io", "ghcr.io", true},
 		{"registry.example.co.uk", "evil.co.uk", false}, {"registry.example.co.uk", "auth.example.co.uk", true}, {"ghcr.io", "evil.io", false},
 		{"10.0.0.1:5000", "10.0.0.1:6000", true}, {"10.0.0.1", "10.0.0.2", false}, {"quay.io", "evilquay.io", false}, {"quay.io", "auth.quay.io", true},
-		{"registry.example.com", "example.com.evil.org", false}, {"localhost:5000", "localhost:5001", true}, {"localhost:5000", "127.0.0.1:5001", false}, {"registry.lan:5000", "auth.lan", true}, {"registry.lan", "lan.evil.io", false}, {"registry:5000", "registry:5001", true},
+		{"registry.example.com", "example.com.evil.org", false}, {"localhost:5000", "localhost:5001", true}, {"localhost:5000", "127.0.0.1:5001", false}, {"registry.lan:5000", "auth.lan", true}, {"registry.lan", "lan.evil.io", false}, {"mine.github.io", "evil.github.io", false}, {"r.eu.example.com", "auth.us.example.com", true}, {"registry:5000", "registry:5001", true},
 	} {
 		if got := trusts(c.host, c.realm); got != c.want {
 			t.Errorf("%s and %s: got %v", c.host, c.realm, got)
