@@ -14,30 +14,48 @@ const udpIdle = 90 * time.Second
 
 // relay serves the bindings that the kernel cannot lead: the host's address is
 // of another family than the container's ([::]:80 to a container that has
-// IPv4 only), and of TCP those connections that met the socket alone: before
-// the kernel was told of the binding, or after it was told of its end. Nobody
-// else would ever accept them. The sockets are those of hostPorts: closing one
-// ends its relay.
+// IPv4 only). Of the others it refuses the connections that met the socket
+// alone: before the kernel was told of the binding, or after it was told of its
+// end. Nobody else would ever accept them. The sockets are those of hostPorts:
+// closing one ends its relay.
 func (m *Manager) relay(ep *Endpoint) {
 	for _, b := range ep.Ports {
 		if !b.HostIP.IsValid() {
 			continue
 		}
-		target, direct := ep.Direct(b)
-		if !direct {
-			to := ep.IPv4.Addr()
-			if !to.IsValid() {
-				to = ep.IPv6.Addr()
-			}
-			target = netip.AddrPortFrom(to, b.Port.Num())
+		_, direct := ep.Direct(b)
+		to := ep.IPv4.Addr()
+		if !to.IsValid() {
+			to = ep.IPv6.Addr()
 		}
+		target := netip.AddrPortFrom(to, b.Port.Num())
 		switch s := m.ports.socket(b).(type) {
 		case *net.TCPListener:
-			m.wg.Go(func() { relayTCP(s, target) })
+			if direct {
+				m.wg.Go(func() { refuseTCP(s) })
+			} else {
+				m.wg.Go(func() { relayTCP(s, target) })
+			}
 		case *net.UDPConn:
 			if !direct {
 				m.wg.Go(func() { relayUDP(s, target) })
 			}
+		}
+	}
+}
+
+// refuseTCP resets what arrives until l is closed.
+func refuseTCP(l *net.TCPListener) {
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			time.Sleep(10 * time.Millisecond) // out of descriptors, mostly
+		default:
+			_ = c.SetLinger(0)
+			c.Close()
 		}
 	}
 }
