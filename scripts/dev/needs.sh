@@ -1,6 +1,8 @@
 #!/bin/sh
 # needs.sh: installs what the demo and the tests need and this computer lacks,
-# from Debian's packages. Safe to repeat; does nothing when all is there.
+# from Debian's packages. Safe to repeat; does nothing when all is there. With
+# PEERS=1 also Debian's Docker engine, for the tests that compare with it: on
+# computers that are for tests alone.
 set -eu
 need=
 want() { command -v "$1" >/dev/null 2>&1 || need="$need $2"; }
@@ -22,6 +24,8 @@ want iptables iptables
 want docker docker-cli
 want skopeo skopeo
 want buildah buildah
+[ -z "${PEERS:-}" ] || want dockerd docker.io
+want setcap libcap2-bin
 [ -e /usr/bin/docker-registry ] || need="$need docker-registry"
 [ -d /usr/lib/python3/dist-packages/docker ] || need="$need python3-docker"
 # Other init systems: their packages are unpacked into test hosts, never
