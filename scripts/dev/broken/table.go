@@ -157,7 +157,7 @@ var table = []row{
 		registry, "^TestS26Manifests$"},
 	{"S27", "an image's configuration fills the engine's record", []edit{{"agent/image/load.go", "_, err := l.s.add(cfg, record{})", "var r record\n\tjson.Unmarshal(cfg, &r)\n\t_, err := l.s.add(cfg, r)"}},
 		image, "^TestS27Labels$"},
-	{"S32", "any token server gets the credentials", []edit{{"agent/registry/auth.go", "if !trusts(e.base.Host, u.Host) {", "if u.Host == \"\" {"}},
+	{"S32", "any token server gets the credentials", []edit{{"agent/registry/auth.go", "if !trusts(e.base.Host, u.Host) && k.auth", "if u.Host == \"\" && k.auth"}},
 		registry, "^TestS32RealmElsewhere$"},
 	{"S33", "credentials can be printed", []edit{{"agent/model/image.go", "func (RegistryAuth) GoString() string { return \"[redacted]\" }", "func (a RegistryAuth) GoString() string { return a.Password }"}},
 		registry, "^TestS33Secrets$"},
