@@ -40,7 +40,11 @@ func TestS20OwnerLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	for _, p := range []string{"/up", "/abs", "/", "/none", "/loop"} {
+	os.WriteFile(filepath.Join(dir, "root/own"), []byte("container"), 0o600)
+	if text, err := readBelow(root, "/own"); text != "container" {
+		t.Errorf("its own file: %q, %v", text, err)
+	}
+	for _, p := range []string{"/up", "/abs", "/", "/none", "/loop", filepath.Join(dir, "out"), "up", "../out"} {
 		if text, _ := readBelow(root, p); text != "" {
 			t.Errorf("%s: %q", p, text)
 		}
