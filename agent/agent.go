@@ -215,7 +215,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 		return err
 	}
 	a.containers, err = container.Open(container.Options{
-		Root: c.DataRoot, ExecRoot: c.ExecRoot, Images: a.images, Layers: containerLayers{a.layers, a.images.Store}, Networks: a.networks,
+		Root: c.DataRoot, ExecRoot: c.ExecRoot, Images: a.images, Layers: a.containerLayers(), Networks: a.networks,
 		Volumes: a.volumes, Tasks: a.tasks, Archive: archiver{}, ReadLog: logs.Read, Publish: a.events.Publish,
 		Defaults: container.Defaults{
 			LogConfig: apicontainer.LogConfig{Type: c.LogDriver, Config: c.LogOpts}, Init: c.Init, ShmSize: c.ShmSize, PidsLimit: c.PidsLimit,
@@ -242,7 +242,7 @@ func (a *Agent) openContainers(ctx context.Context) (err error) {
 func (a *Agent) sweepLayers(ctx context.Context) {
 	for _, id := range a.layers.Containers() {
 		if !a.containers.Keep(id) {
-			if err := (containerLayers{a.layers, a.images.Store}).Remove(ctx, id); err != nil {
+			if err := a.containerLayers().Remove(ctx, id); err != nil {
 				a.log.Error("sweep layer", "id", id, "error", err)
 			}
 		}

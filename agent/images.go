@@ -35,6 +35,8 @@ type containerLayers struct {
 	images *image.Store
 }
 
+func (a *Agent) containerLayers() containerLayers { return containerLayers{a.layers, a.images.Store} }
+
 // Remove removes a container's layer, and those of its image that stayed for
 // it alone. Safe to repeat.
 func (l containerLayers) Remove(ctx context.Context, id string) error {

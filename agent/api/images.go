@@ -201,12 +201,9 @@ func (i *imageAPI) save(w http.ResponseWriter, r *request) error {
 }
 
 func (i *imageAPI) push(w http.ResponseWriter, r *request) error {
-	name := r.vars["name"]
-	if tag := r.query("tag"); tag != "" {
-		var err error
-		if name, err = named(name, tag); err != nil {
-			return err
-		}
+	name, err := named(r.vars["name"], r.query("tag"))
+	if err != nil {
+		return err
 	}
 	if err := i.provides(r, name); err != nil {
 		return err

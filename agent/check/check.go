@@ -266,7 +266,7 @@ func (c *checker) repair(ctx context.Context) error {
 		if !i.Aside && i.Err == nil || len(i.Layers) == 0 || len(c.missing(i)) > 0 {
 			continue
 		}
-		if err := i.Mend(c.path("image")); err != nil {
+		if err := i.Mend(); err != nil {
 			return err
 		}
 		c.say("put back: image %s", nameOf(i))

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 
 	"machine/agent/model"
@@ -63,41 +62,27 @@ func Check(root string, get func(digest.Digest) ([]byte, error)) ([]Found, []sta
 }
 
 func (f *Found) readConfig(get func(digest.Digest) ([]byte, error)) error {
-	b, err := get(f.ID)
-	if err != nil {
-		return err
-	}
-	var c dockerspec.DockerOCIImage
-	if err := oci.ParseConfig(b, &c); err != nil {
-		return err
-	}
+	c, chains, err := readConfig(get, f.ID)
 	var below digest.Digest
-	for i, chain := range chainsOf(c.RootFS.DiffIDs) {
+	for i, chain := range chains {
 		f.Layers = append(f.Layers, model.Layer{Chain: chain, DiffID: c.RootFS.DiffIDs[i], Parent: below})
 		below = chain
 	}
-	return nil
+	return err
 }
 
 // Mend has an image that was set aside used again. A record that cannot be
 // read is made anew: what it said beside the id, where the image came from and
-// from which other it was made, is lost. No store may have root open.
-func (f *Found) Mend(root string) error {
+// from which other it was made, is lost. No
+// store may have the records open.
+func (f *Found) Mend() error {
 	if len(f.Layers) == 0 && f.Err != nil {
 		return fmt.Errorf("mend image %s: %w", f.ID, f.Err)
 	}
 	if f.bad.Err == nil {
 		return f.bad.PutBack()
 	}
-	s, _, err := state.OpenChecked(filepath.Join(root, recordsDir), checkRecord)
-	if err != nil {
-		return err
-	}
-	if err := s.Put(f.ID.Encoded(), record{ID: f.ID, Made: time.Now().UTC()}); err != nil {
-		return fmt.Errorf("mend image %s: %w", f.ID, err)
-	}
-	s.Replaced(f.ID.Encoded())
-	return nil
+	return f.bad.Replace(record{ID: f.ID, Made: time.Now().UTC()})
 }
 
 // Discard deletes the images and names in root that were set aside. No store

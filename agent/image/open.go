@@ -88,12 +88,28 @@ func checkName(id string, r *refRecord) error {
 // chainsAside gives the layers of an image that was set aside, where its
 // configuration still tells.
 func (s *Store) chainsAside(id digest.Digest) []digest.Digest {
-	var c dockerspec.DockerOCIImage
-	b, err := s.o.Blobs.Get(id)
-	if err != nil || oci.ParseConfig(b, &c) != nil {
+	_, chains, err := readConfig(s.o.Blobs.Get, id)
+	if err != nil {
 		return nil
 	}
-	return chainsOf(c.RootFS.DiffIDs)
+	return chains
+}
+
+// readConfig reads an image's configuration, and gives its chains with it.
+func readConfig(get func(digest.Digest) ([]byte, error), id digest.Digest) (c dockerspec.DockerOCIImage, chains []digest.Digest, err error) {
+	b, err := get(id)
+	if err != nil {
+		return c, nil, err
+	}
+	if err := oci.ParseConfig(b, &c); err != nil {
+		return c, nil, err
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		if _, err := oci.ParseDigest(string(d)); err != nil {
+			return c, nil, err
+		}
+	}
+	return c, chainsOf(c.RootFS.DiffIDs), nil
 }
 
 // dropBlobs deletes configurations that a crash left without a record.
@@ -115,25 +131,16 @@ func (s *Store) dropBlobs() error {
 
 // load reads the configuration of a record and finds its layers.
 func (s *Store) load(r record) (*entry, error) {
-	b, err := s.o.Blobs.Get(r.ID)
-	if err != nil {
-		return nil, err
-	}
 	e := &entry{record: r}
-	if err := oci.ParseConfig(b, &e.config); err != nil {
+	var err error
+	if e.config, e.chains, err = readConfig(s.o.Blobs.Get, r.ID); err != nil {
 		return nil, err
 	}
-	var chain digest.Digest
-	for _, d := range e.config.RootFS.DiffIDs {
-		if _, err := oci.ParseDigest(string(d)); err != nil {
-			return nil, err
-		}
-		chain = oci.ChainID(chain, d)
-		l, err := s.o.Layers.Get(chain)
+	for _, c := range e.chains {
+		l, err := s.o.Layers.Get(c)
 		if err != nil {
 			return nil, err
 		}
-		e.chains = append(e.chains, chain)
 		e.size += l.Size
 	}
 	return e, nil

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,6 +59,21 @@ func (b Bad) PutBack() error {
 	}
 	if err != nil {
 		return fmt.Errorf("put record %s back: %w", b.File, err)
+	}
+	return nil
+}
+
+// Replace writes the record anew, durably. No store may have the folder open.
+func (b Bad) Replace(v any) error {
+	text, err := json.Marshal(v)
+	if err == nil {
+		err = WriteFile(strings.TrimSuffix(b.File, aside), text, 0o600)
+	}
+	if err == nil && b.Aside {
+		err = os.Remove(b.File)
+	}
+	if err != nil {
+		return fmt.Errorf("replace record %s: %w", b.File, err)
 	}
 	return nil
 }

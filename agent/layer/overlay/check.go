@@ -149,7 +149,7 @@ func Mend(ctx context.Context, root string, known []model.Layer) (back []digest.
 		if containerOf(dir) != "" {
 			continue
 		}
-		if img, err := recover(ctx, dir, known); err == nil {
+		if img, err := reclaim(ctx, dir, known); err == nil {
 			whole = append(whole, img)
 		} else if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -171,9 +171,9 @@ func Mend(ctx context.Context, root string, known []model.Layer) (back []digest.
 	return back, syncFS(layers)
 }
 
-// recover reads a layer that was set aside, with a record made anew if it has
+// reclaim reads a layer that was set aside, with a record made anew if it has
 // to be, and makes sure of its content.
-func recover(ctx context.Context, dir string, known []model.Layer) (*image, error) {
+func reclaim(ctx context.Context, dir string, known []model.Layer) (*image, error) {
 	if img, err := readImage(dir); err == nil {
 		return img, img.check(ctx, true)
 	}
